@@ -1,0 +1,520 @@
+"""The typed config tree, and the door through which it comes in.
+
+Hydra composes plain YAML from `conf/`; `build` turns the result into the dataclasses below, once,
+and reports every mistake in it by its dotted key. Past the door there is no `DictConfig`. This
+module imports no torch, so a mistake is answered before anything heavy is loaded.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+Auto = Literal["auto"]
+
+
+class BadInput(Exception):  # noqa: N818 -- it is what the user gave, and is caught as such
+    """A mistake in what the user gave, as one sentence that says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number: `low` and `high` are themselves allowed unless `open_low` is set."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        if self.low is not None and (value <= self.low if self.open_low else value < self.low):
+            return False
+        return self.high is None or value <= self.high
+
+    def __str__(self) -> str:
+        parts = []
+        if self.low is not None:
+            parts.append(f"above {self.low:g}" if self.open_low else f"at least {self.low:g}")
+        if self.high is not None:
+            parts.append(f"at most {self.high:g}")
+        return " and ".join(parts)
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    revision: str | None
+    init: Literal["pretrained", "random"]
+    dtype: Auto | Literal["fp32", "bf16"]
+    attention: Auto | Literal["sdpa", "flex"]
+    chat_template: str | None
+    trust_remote_code: bool
+    learning_rates: dict[str, dict[str, Positive]]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str
+    revision: str | None
+    split: str
+    rows: Count | None
+    validation_path: str | None
+    validation_share: Annotated[float, Range(0, 0.5)]
+    column: str
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage that trains on rows has in common; `cpt` and `sft` are exactly this."""
+
+    learning_rate: Auto | Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_ratio: Share
+    weight_decay: NotNegative
+    betas: list[Annotated[float, Range(0, 0.9999999)]]
+    max_grad_norm: Positive | None
+    epochs: Positive
+    steps: Count | None
+    tokens: Count | None
+    global_batch_size: Count
+    max_tokens: Count
+    max_length: Auto | Annotated[int, Range(2)]
+    validate_every: Count | None
+    patience: Count | None
+    keep_best: bool
+    checkpoint_every: Count
+    checkpoints: CountOrZero
+    data: DataConfig
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: Count
+    alpha: Auto | Positive
+    dropout: Annotated[float, Range(0, 0.9999999)]
+    target_modules: str | list[str]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    protocol: Literal["alternatives"]
+    path: str
+    revision: str | None
+    split: str
+    questions: Count | None
+    max_tokens: Count
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    accelerator: Auto | Literal["cpu", "cuda"]
+    precision: Auto | Literal["32-true", "bf16-mixed"]
+    threads: Auto | Count
+    gradient_checkpointing: bool
+    progress: bool
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    group: str | None
+
+
+Stage = Literal["cpt", "sft"]
+Method = Literal["full", "lora"]
+
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+# The blocks of the tree that a method reads; a stage reads the block of its own name.
+METHOD_BLOCKS: dict[Method, tuple[str, ...]] = {"full": (), "lora": ("lora",)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`conf/train.yaml` as composed: what one run is asked for."""
+
+    stages: list[Stage]
+    seed: CountOrZero
+    output_dir: str
+    force: bool
+    method: Method
+    model: ModelConfig
+    lora: LoraConfig
+    cpt: StageConfig
+    sft: StageConfig
+    benchmark: BenchmarkConfig
+    trainer: TrainerConfig
+    wandb: WandbConfig
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.stages:
+            problems.append(f"stages: expected a stage or more of {_one_of(STAGES)}, got none")
+        problems += [
+            f"stages: {stage} stands twice; each stage can run once"
+            for stage in dict.fromkeys(self.stages)
+            if self.stages.count(stage) > 1
+        ]
+        for stage in self.stages:
+            block = self.stage(stage)
+            if block.steps is not None and block.tokens is not None:
+                problems.append(
+                    f"{stage}.tokens: {stage}.steps is set too; a stage ends by one of them"
+                )
+            if len(block.betas) != 2:
+                problems.append(f"{stage}.betas: expected two numbers, got {block.betas}")
+            if block.learning_rate == "auto" and self._auto_rate(stage) is None:
+                problems.append(
+                    f"{stage}.learning_rate: auto finds no value in model.learning_rates for "
+                    f"method {self.method}; set {stage}.learning_rate to a number"
+                )
+            data = block.data
+            unvalidated = data.validation_share == 0 and data.validation_path is None
+            if unvalidated and data.path != BODINHO and (block.patience or block.keep_best):
+                problems.append(
+                    f"{stage}.data.validation_share: patience and keep_best need validation "
+                    "rows; set a share above 0 or validation_path"
+                )
+        if problems:
+            raise BadInput(_sentence(problems))
+
+    def stage(self, name: Stage) -> StageConfig:
+        block: StageConfig = getattr(self, name)
+        return block
+
+    def _auto_rate(self, stage: Stage) -> float | None:
+        return self.model.learning_rates.get(self.method, {}).get(stage)
+
+    def resolved(self) -> "TrainConfig":
+        """The same config with every `auto` that depends on no machine replaced by its value."""
+        changes: dict[str, Any] = {}
+        for stage in self.stages:
+            block = self.stage(stage)
+            if block.learning_rate == "auto":
+                rate = self._auto_rate(stage)
+                assert rate is not None, "checked in __post_init__"
+                changes[stage] = dataclasses.replace(block, learning_rate=rate)
+        if self.lora.alpha == "auto":
+            changes["lora"] = dataclasses.replace(self.lora, alpha=2.0 * self.lora.r)
+        return dataclasses.replace(self, **changes)
+
+    def blocks_read(self) -> set[str]:
+        """Names of the optional blocks that this method and these stages read."""
+        return {*self.stages, *METHOD_BLOCKS[self.method]}
+
+    def effective(self) -> dict[str, Any]:
+        """What shapes the result, as plain data: nothing unread, nothing of where it is written."""
+        tree = dataclasses.asdict(self.resolved())
+        for name in OPTIONAL_BLOCKS - self.blocks_read():
+            del tree[name]
+        for name in ("output_dir", "force", "wandb"):
+            del tree[name]
+        del tree["model"]["learning_rates"]
+        del tree["trainer"]["progress"]
+        return tree
+
+    def run_name(self) -> str:
+        """What was asked for and the digest of `effective`, e.g. `lora-r16-sft-3f9c21ab`."""
+        rank = f"-r{self.lora.r}" if "lora" in METHOD_BLOCKS[self.method] else ""
+        return f"{self.method}{rank}-{'-'.join(self.stages)}-{digest(self.effective())}"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`conf/evaluate.yaml` as composed: one model on one benchmark."""
+
+    output_dir: str
+    force: bool
+    model: ModelConfig
+    benchmark: BenchmarkConfig
+    trainer: TrainerConfig
+
+
+BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
+OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
+
+
+def digest(tree: Any) -> str:
+    """The first 8 hex digits of the SHA-256 of plain data; equal data, equal digest."""
+    text = json.dumps(tree, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# --- from plain data to the typed tree ---------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def build(schema: type[T], tree: Mapping[str, Any]) -> T:
+    """Plain nested data as an instance of the dataclass `schema`.
+
+    Raises BadInput that names every unknown key, missing value, wrong type and value out of range.
+    """
+    problems: list[str] = []
+    result = _convert(schema, tree, "", problems)
+    if problems:
+        raise BadInput(_sentence(problems))
+    return typing.cast(T, result)
+
+
+def _convert(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _convert_block(typing.cast(type, kind), value, key, problems)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(k): _convert(args[1], v, f"{key}.{k}", problems) for k, v in value.items()}
+    if origin is list and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_convert(args[0], v, key, problems) for v in value]
+    if origin is list and args[0] is not str and not isinstance(value, Mapping):
+        return [_convert(args[0], value, key, problems)]  # stages=sft is stages=[sft]
+    ok, result = _convert_scalar(kind, value)
+    if not ok:
+        near = _nearest(str(value), _choices(kind))
+        problems.append(f"{key}: expected {_describe(kind)}, got {_show(value)}{near}")
+    return result
+
+
+def _convert_block(kind: type, value: Any, key: str, problems: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        problems.append(f"{key}: expected a block of keys, got {_show(value)}")
+        return None
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [f.name for f in dataclasses.fields(kind)]
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in names:
+            problems.append(f"{prefix}{name}: there is no such key{_nearest(str(name), names)}")
+    before = len(problems)
+    parts = {}
+    for name in names:
+        if name not in value or value[name] == "???":
+            problems.append(f"{prefix}{name}: no value is set; set {prefix}{name}=...")
+        else:
+            parts[name] = _convert(hints[name], value[name], prefix + name, problems)
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**parts)
+    except BadInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _convert_scalar(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether `value` is of the type `kind`, and the value as that type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        ok, result = _convert_scalar(args[0], value)
+        return ok and args[1].holds(result), result
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            ok, result = _convert_scalar(option, value)
+            if ok:
+                return True, result
+        return False, value
+    if origin is Literal:
+        return value in args, value
+    if origin is list:
+        ok = isinstance(value, list) and all(_convert_scalar(args[0], v)[0] for v in value)
+        return ok, value
+    if kind is type(None):
+        return value is None, None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if kind is int and isinstance(value, bool):
+        return False, value
+    if kind is float:
+        return isinstance(value, float) and value == value, value
+    return isinstance(value, kind), value
+
+
+def _describe(kind: Any) -> str:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return f"{_describe(args[0])} {args[1]}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is Literal:
+        return _one_of(args)
+    if origin is list:
+        return f"a list of {_describe(args[0])}"
+    if origin is dict:
+        return "a block of keys"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return "null" if kind is type(None) else names.get(kind, str(kind))
+
+
+def _choices(kind: Any) -> list[str]:
+    if typing.get_origin(kind) is Literal:
+        return [str(a) for a in typing.get_args(kind)]
+    return [c for a in typing.get_args(kind) for c in _choices(a)]
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _one_of(options: Sequence[object]) -> str:
+    names = [str(o) for o in options]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(set(valid)), n=3, cutoff=0.6)
+    return f"; did you mean {_one_of(near)}?" if near else ""
+
+
+def _sentence(problems: Sequence[str]) -> str:
+    return "\n       ".join(problems)
+
+
+# --- from the command line to the tree ---------------------------------------------------------
+
+
+def conf_dir() -> Path:
+    """The folder of YAML: in the package where it was installed as a wheel, else beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of nested data, blocks and leaves."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from keys(value, f"{prefix}{name}.")
+
+
+def groups() -> dict[str, list[str]]:
+    """The groups of `conf/` and their options."""
+    return {
+        folder.name: sorted(f.stem for f in folder.glob("*.yaml"))
+        for folder in sorted(conf_dir().iterdir())
+        if folder.is_dir() and folder.name != "stage"
+    }
+
+
+def compose(door: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tree that the door `train` or `evaluate` is given with these overrides, as plain data."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        tree = hydra.compose(door, list(overrides))
+    plain = OmegaConf.to_container(tree, resolve=True)
+    assert isinstance(plain, dict)
+    return typing.cast(dict[str, Any], plain)
+
+
+def load(tree: Mapping[str, Any], overrides: Sequence[str], multirun: bool = False) -> TrainConfig:
+    """The train tree, typed and checked, against the overrides that the user typed.
+
+    An override in a block that the chosen method or stages do not read is refused in a single run.
+    In a multirun it is without effect, since `effective` leaves unread blocks out.
+    """
+    config = build(TrainConfig, tree)
+    if not multirun:
+        unread = OPTIONAL_BLOCKS - config.blocks_read()
+        for override in overrides:
+            key = override.split("=")[0].lstrip("+~")
+            if key.split(".")[0] in unread:
+                raise BadInput(
+                    f"{key}: method {config.method} with stages [{','.join(config.stages)}] does "
+                    f"not read {key.split('.')[0]}; leave it out, or choose a method or stage that "
+                    "reads it"
+                )
+    return config
+
+
+@dataclass
+class _Jobs:
+    """Exit codes of the jobs of this process, most severe last."""
+
+    codes: list[int] = field(default_factory=list)
+
+
+def open_door(
+    door: str,
+    job: Callable[[Mapping[str, Any], list[str], bool], None],
+    failed: Callable[[Mapping[str, Any], list[str], Exception], None] | None = None,
+) -> NoReturn:
+    """Runs `job(tree, overrides, multirun)` on what the command line asks for, and exits.
+
+    0: done. 2: the user's mistake, told in one sentence. 1: anything else, with its traceback.
+    In a multirun a job that fails is handed to `failed` and the others go on.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises to here in place of exiting by itself
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    jobs = _Jobs()
+
+    def one(config: DictConfig) -> None:
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        state = HydraConfig.get()
+        overrides = list(state.overrides.task)
+        multirun = state.mode == RunMode.MULTIRUN
+        try:
+            job(tree, overrides, multirun)
+        except Exception as error:
+            # In a multirun nothing is raised: Hydra would then skip the jobs that are left.
+            if multirun:
+                jobs.codes.append(2 if isinstance(error, BadInput) else 1)
+                print(f"failed: {' '.join(overrides)}: {error}", file=sys.stderr)
+                if failed is not None:
+                    failed(tree, overrides, error)
+            elif isinstance(error, BadInput):
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None  # which Hydra lets pass, without words of its own
+            else:
+                raise
+
+    main = hydra.main(config_path=str(conf_dir()), config_name=door, version_base="1.3")(one)
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_explain(door, error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(max(jobs.codes, default=0))
+
+
+def _explain(door: str, error: Exception) -> str:
+    """Hydra's complaint about the command line, in one sentence that names the nearest key."""
+    text = str(error)
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, option = found.groups()
+        options = groups().get(group, [])
+        return (
+            f"{group}: there is no option {option}; expected {_one_of(options)}"
+            f"{_nearest(option, options)}"
+        )
+    if found := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
+        key = found.group(1).split("=")[0]
+        valid = [*keys(compose(door)), *groups()]
+        return f"{key}: there is no such key{_nearest(key, valid)} (--help lists all)"
+    if found := re.search(r"^(.*?)(?:\n|$)", text):
+        text = found.group(1)
+    return f"the command line: {text}; expected key=value (--help shows examples)"

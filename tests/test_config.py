@@ -1,0 +1,143 @@
+"""The config tree: what composes, what is refused, and in which words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drbode import config
+from drbode.config import BadInput
+
+
+def load(*overrides: str, multirun: bool = False) -> config.TrainConfig:
+    return config.load(config.compose("train", overrides), overrides, multirun)
+
+
+def door(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "drbode.train", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_defaults_compose_and_every_auto_of_no_machine_is_resolved() -> None:
+    run = load()
+    assert (run.method, run.stages) == ("lora", ["sft"])
+    resolved = run.resolved()
+    assert resolved.lora.alpha == 2 * run.lora.r
+    assert resolved.sft.learning_rate == run.model.learning_rates["lora"]["sft"]
+
+
+@pytest.mark.parametrize("group", config.groups().keys() - {"experiment"})
+def test_every_option_of_every_group_composes(group: str) -> None:
+    for option in config.groups()[group]:
+        overrides = [f"{group}={option}"]
+        config.build(config.TrainConfig, config.compose("train", overrides))
+
+
+@pytest.mark.parametrize("experiment", config.groups().get("experiment", []))
+def test_every_experiment_composes(experiment: str) -> None:
+    load(f"experiment={experiment}")
+
+
+def test_the_evaluate_door_composes() -> None:
+    tree = config.build(config.EvaluateConfig, config.compose("evaluate"))
+    assert tree.benchmark.protocol == "alternatives"
+
+
+def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
+    assert load("stages=cpt").stages == ["cpt"]
+    assert load("stages=[sft,cpt]").stages == ["sft", "cpt"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lora.r=0"], ["lora.r", "at least 1", "got 0"]),
+        (["lora.r=many"], ["lora.r", "a whole number", '"many"']),
+        (["lora.r=2.5"], ["lora.r", "a whole number", "2.5"]),
+        (["lora.r=true"], ["lora.r", "a whole number", "true"]),
+        (["lora.dropout=1"], ["lora.dropout", "at most"]),
+        (["stages=stf"], ["stages", "cpt or sft", "did you mean sft?"]),
+        (["stages=[]"], ["stages", "a stage or more"]),
+        (["stages=[sft,sft]"], ["sft stands twice"]),
+        (["sft.learning_rate=quick"], ["sft.learning_rate", "auto or a number above 0"]),
+        (["sft.schedule=cosin"], ["sft.schedule", "did you mean cosine?"]),
+        (["sft.steps=5", "sft.tokens=5"], ["sft.tokens", "sft.steps is set too"]),
+        (["sft.betas=[0.9]"], ["sft.betas", "two numbers"]),
+        (["model.learning_rates.lora.sft=-1"], ["model.learning_rates.lora.sft", "above 0"]),
+        (["~model.learning_rates.lora.sft"], ["sft.learning_rate", "finds no value"]),
+        (["+lora.rang=3"], ["lora.rang", "no such key"]),
+        (["lora=3"], ["lora", "a block of keys"]),
+        (["method=full", "lora.r=3"], ["lora.r", "method full", "does not read lora"]),
+        (["cpt.epochs=3"], ["cpt.epochs", "stages [sft]", "does not read cpt"]),
+        (
+            ["sft.data.path=x.jsonl", "sft.data.validation_share=0", "sft.patience=2"],
+            ["sft.data.validation_share", "patience"],
+        ),
+    ],
+)
+def test_a_mistake_is_named_by_its_key(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(BadInput) as caught:
+        load(*overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(BadInput) as caught:
+        load("lora.r=0", "sft.epochs=-1")
+    assert "lora.r" in str(caught.value)
+    assert "sft.epochs" in str(caught.value)
+
+
+def test_an_unread_override_is_without_effect_in_a_multirun() -> None:
+    four, eight = (load("method=full", f"lora.r={r}", multirun=True) for r in (4, 8))
+    assert four.run_name() == eight.run_name() == load("method=full").run_name()
+
+
+def test_the_run_name_follows_what_shapes_the_result_and_nothing_else() -> None:
+    name = load().run_name()
+    assert name.startswith("lora-r16-sft-")
+    for same in ("output_dir=elsewhere", "force=true", "logger=csv", "trainer.progress=false"):
+        assert load(same).run_name() == name
+    rate = load().model.learning_rates["lora"]["sft"]
+    assert load(f"sft.learning_rate={rate}").run_name() == name
+    for other in ("seed=1", "lora.r=8", "sft.epochs=1", "benchmark.questions=3"):
+        assert load(other).run_name() != name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lora.rr=3"], ["lora.rr", "did you mean lora.r"]),
+        (["methd=lora"], ["methd", "did you mean method?"]),
+        (["method=lorra"], ["method", "full or lora", "did you mean lora?"]),
+        (["lora.r"], ["'lora.r'", "key=value"]),
+        (["lora.r=[1"], ["[1", "key=value"]),
+        (["lora.r=0"], ["lora.r", "at least 1"]),
+    ],
+)
+def test_the_door_ends_in_one_sentence_and_code_2(
+    overrides: list[str], words: list[str], tmp_path: Path
+) -> None:
+    done = door(*overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    for word in words:
+        assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_is_read_without_torch() -> None:
+    code = (
+        "import sys; from drbode import config; config.load(config.compose('train'), []); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
