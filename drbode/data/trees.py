@@ -1,0 +1,125 @@
+"""The one batch type: prompts with their completions, packed into a single row without padding."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Completion(NamedTuple):
+    """Tokens that follow a prompt; those where `supervised` is true are to be predicted."""
+
+    ids: list[int]
+    supervised: list[bool]
+
+
+class Tree(NamedTuple):
+    """A prompt and the completions that branch off its end; the prompt may be empty.
+
+    With an empty prompt a completion's first token follows nothing, and is not predicted.
+    """
+
+    prompt: list[int]
+    completions: list[Completion]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(len(c.ids) for c in self.completions)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are predicted."""
+        first = 0 if self.prompt else 1
+        return sum(sum(c.supervised[first:]) for c in self.completions)
+
+
+# For each tree the length of its prompt, then of each of its completions, in the order they lie.
+Layout = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Packed trees: all tokens in one row, and which of them are predicted from where."""
+
+    input_ids: Int[Tensor, " tokens"]
+    positions: Int[Tensor, " tokens"]  # distance from the start of the token's own tree branch
+    layout: Layout
+    sources: Int[Tensor, " supervised"]  # index of the token whose hidden state predicts
+    targets: Int[Tensor, " supervised"]  # id of the token that is predicted
+    owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
+
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def completions(self) -> int:
+        return sum(len(lengths) - 1 for lengths in self.layout)
+
+    def inputs(self) -> dict[str, Any]:
+        """What `Policy.logps` takes."""
+        return {
+            "input_ids": self.input_ids,
+            "positions": self.positions,
+            "layout": self.layout,
+            "sources": self.sources,
+            "targets": self.targets,
+        }
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Trees":
+        moved = (
+            t.to(device, non_blocking=non_blocking)
+            for t in (self.input_ids, self.positions, self.sources, self.targets, self.owners)
+        )
+        ids, positions, sources, targets, owners = moved
+        return Trees(ids, positions, self.layout, sources, targets, owners)
+
+
+def pack(trees: Sequence[Tree]) -> Trees:
+    """Trees, one after the other in a row: each prompt, then its completions."""
+    ids: list[int] = []
+    positions: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    owner = 0
+    for tree in trees:
+        ids += tree.prompt
+        positions += range(len(tree.prompt))
+        last_of_prompt = len(ids) - 1
+        for completion in tree.completions:
+            start = len(ids)
+            for offset, (token, supervised) in enumerate(zip(*completion, strict=True)):
+                if supervised and (offset or tree.prompt):
+                    sources.append(start + offset - 1 if offset else last_of_prompt)
+                    targets.append(token)
+                    owners.append(owner)
+            ids += completion.ids
+            positions += range(len(tree.prompt), len(tree.prompt) + len(completion.ids))
+            owner += 1
+    layout = tuple((len(t.prompt), *(len(c.ids) for c in t.completions)) for t in trees)
+    return Trees(
+        torch.tensor(ids, dtype=torch.long),
+        torch.tensor(positions, dtype=torch.long),
+        layout,
+        torch.tensor(sources, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(owners, dtype=torch.long),
+    )
+
+
+def within(trees: Iterable[Tree], max_tokens: int) -> Iterator[list[Tree]]:
+    """Trees in their order, in groups of at most `max_tokens`; a longer tree goes alone."""
+    group: list[Tree] = []
+    tokens = 0
+    for tree in trees:
+        if group and tokens + tree.tokens > max_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(tree)
+        tokens += tree.tokens
+    if group:
+        yield group

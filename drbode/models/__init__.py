@@ -1,0 +1,1 @@
+"""Networks: loaded, given the tree attention, and wrapped by a fine-tuning method."""

@@ -1,0 +1,214 @@
+"""The network and its tokenizer: found, loaded, and run on packed trees."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from drbode.config import BODINHO, BadInput, ModelConfig
+from drbode.models.attention import NAMES, Layout
+from drbode.objectives.logps import token_logps
+
+# Families whose attention goes through transformers' interface and whose rule is plain causal.
+FAMILIES = ("qwen3", "llama", "gpt2")
+
+Attention = Literal["sdpa", "flex"]
+
+
+@dataclass
+class Policy:
+    """A causal language model as drbode uses it: hidden states of trees, and their logps.
+
+    `network` is the transformers model, or the peft model around it; which of its tensors train is
+    written in their `requires_grad`.
+    """
+
+    network: nn.Module
+    tokenizer: Any
+    attention: Attention = "sdpa"
+
+    def __post_init__(self) -> None:
+        self.model.set_attn_implementation(NAMES[self.attention])
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, adapters in place."""
+        if isinstance(self.network, PeftModel):
+            return self.network.get_base_model()
+        return self.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model has positions for, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, " tokens"],
+        positions: Int[Tensor, " tokens"],
+        layout: Layout,
+    ) -> Float[Tensor, "tokens width"]:
+        """Hidden states after the last norm, where the head reads them."""
+        output = self.model.base_model(
+            input_ids=input_ids[None],
+            position_ids=positions[None],
+            layout=layout,
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def logps(
+        self,
+        input_ids: Int[Tensor, " tokens"],
+        positions: Int[Tensor, " tokens"],
+        layout: Layout,
+        sources: Int[Tensor, " supervised"],
+        targets: Int[Tensor, " supervised"],
+    ) -> Float[Tensor, " supervised"]:
+        """Log-probability (nats) of each supervised token of packed trees."""
+        hidden = self.hidden(input_ids, positions, layout)
+        head = self.model.get_output_embeddings()
+        return token_logps(hidden[sources], head.weight, targets, getattr(head, "bias", None))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+
+    def count(self) -> tuple[int, int]:
+        """Parameters that train, and all parameters; a tied tensor is counted once."""
+        parameters = list(self.network.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(
+            p.numel() for p in parameters
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trainable tensors, on the CPU."""
+        return {n: p.detach().cpu().clone() for n, p in self.trainable().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes trainable tensors back in; raises BadInput if they are of another method."""
+        parameters = self.trainable()
+        if state.keys() != parameters.keys():
+            odd = sorted(state.keys() ^ parameters.keys())[0]
+            raise BadInput(
+                f"the checkpoint does not fit the model and method: {odd} is in one of them only; "
+                "use force=true to start over"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if state[name].shape != parameter.shape:
+                    raise BadInput(
+                        f"the checkpoint does not fit: {name} has shape "
+                        f"{tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
+                    )
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def generating(self) -> Iterator[Any]:
+        """The transformers model ready for `generate`: under `sdpa`, in evaluation mode.
+
+        The tree functions take no padding mask, which batched generation needs.
+        """
+        training = self.network.training
+        self.model.set_attn_implementation("sdpa")
+        self.network.eval()
+        try:
+            yield self.network
+        finally:
+            self.network.train(training)
+            self.model.set_attn_implementation(NAMES[self.attention])
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter in peft's format, or the weights as safetensors, and the tokenizer."""
+        # The name of the tree attention is ours; what is written loads without drbode.
+        self.model.set_attn_implementation("sdpa")
+        try:
+            self.network.save_pretrained(str(folder), safe_serialization=True)  # type: ignore[operator]
+        finally:
+            self.model.set_attn_implementation(NAMES[self.attention])
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def bodinho_folder() -> Path:
+    """Where the shipped model lies."""
+    return Path(str(resources.files("drbode"))) / "data" / "bodinho" / "base"
+
+
+def adapter_base(folder: str) -> str | None:
+    """The base model's path, if `folder` holds a peft adapter."""
+    described = Path(folder) / "adapter_config.json"
+    if not described.is_file():
+        return None
+    try:
+        base = json.loads(described.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"model.path: {described} is damaged ({error})") from None
+    # An adapter may have been trained where drbode was installed elsewhere.
+    if Path(base).name == "base" and Path(base).parent.name == BODINHO:
+        return BODINHO
+    return str(base)
+
+
+def _location(path: str) -> str:
+    return str(bodinho_folder()) if path == BODINHO else path
+
+
+def load_policy(config: ModelConfig, dtype: torch.dtype, attention: Attention) -> Policy:
+    """The base network (an adapter's folder: with the adapter, frozen) and its tokenizer.
+
+    Raises BadInput where the model is not to be had, is of a family that the tree attention does
+    not know, or is damaged.
+    """
+    base = adapter_base(config.path)
+    path = _location(base or config.path)
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        described = AutoConfig.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.path if base else path, **({} if base else options)
+        )
+        _check_family(described, path)
+        if config.init == "random":
+            network = AutoModelForCausalLM.from_config(described, dtype=dtype)
+        else:
+            network = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, **options
+            )
+        if base:
+            network = PeftModel.from_pretrained(network, config.path)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise BadInput(
+            f"model.path: {config.path} could not be loaded as a model ({first}); expected "
+            f"{BODINHO}, a folder with config.json and safetensors weights, a folder that a run "
+            "left, or a hub id that can be reached from here"
+        ) from None
+    if config.chat_template is not None:
+        template = Path(config.chat_template)
+        if not template.is_file():
+            raise BadInput(f"model.chat_template: there is no file {template}")
+        tokenizer.chat_template = template.read_text()
+    return Policy(network, tokenizer, attention)
+
+
+def _check_family(described: Any, path: str) -> None:
+    windows = "sliding_attention" in (getattr(described, "layer_types", None) or ())
+    if described.model_type not in FAMILIES or windows:
+        family = f"{described.model_type}{' with sliding windows' if windows else ''}"
+        raise BadInput(
+            f"model.path: {path} is of the family {family}, which the tree attention was not "
+            f"tried on; expected one of {', '.join(FAMILIES)}"
+        )

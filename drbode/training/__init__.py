@@ -1,0 +1,1 @@
+"""Stages: one LightningModule an objective, run one after the other on one policy."""

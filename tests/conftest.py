@@ -1,0 +1,61 @@
+"""Shapes in annotations are checked while the tests run, and nothing may reach a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["drbode.objectives", "drbode.models", "drbode.data.trees"], "beartype.beartype"
+)
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 97
+
+
+def tiny(family: str) -> nn.Module:
+    """A network of a family with random weights, small and fp32, in evaluation mode."""
+    torch.manual_seed(0)
+    common = {"vocab_size": VOCABULARY, "max_position_embeddings": 256}
+    if family == "gpt2":
+        network: nn.Module = GPT2LMHeadModel(
+            GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=VOCABULARY)
+        )
+    else:
+        config, model = {
+            "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+            "llama": (LlamaConfig, LlamaForCausalLM),
+        }[family]
+        network = model(
+            config(
+                **common,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                tie_word_embeddings=family == "qwen3",
+            )
+        )
+    for parameter in network.parameters():  # away from their special values, so that all matter
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return network.eval()
+
+
+@pytest.fixture(params=["qwen3", "llama", "gpt2"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

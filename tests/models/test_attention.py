@@ -1,0 +1,98 @@
+"""The one rule: a token sees its own prompt and its own completion before it, nothing else."""
+
+import pytest
+import torch
+
+from drbode.data.trees import Completion, Tree, pack
+from drbode.models.base import Policy
+from tests.conftest import VOCABULARY, tiny
+
+
+def ids(n: int) -> list[int]:
+    return torch.randint(VOCABULARY, (n,)).tolist()
+
+
+def forest() -> list[Tree]:
+    torch.manual_seed(3)
+    shapes = [(9, [4, 7, 1]), (0, [12]), (3, [5]), (6, [2, 2]), (1, [1, 9])]
+    return [
+        Tree(ids(p), [Completion(c := ids(n), [True] * len(c)) for n in ns]) for p, ns in shapes
+    ]
+
+
+def one_at_a_time(policy: Policy, trees: list[Tree]) -> torch.Tensor:
+    """Logps of all supervised tokens by plain transformers, a sequence a forward pass."""
+    found = []
+    with policy.generating() as network:
+        for tree in trees:
+            for completion in tree.completions:
+                sequence = torch.tensor([tree.prompt + completion.ids])
+                logits = network(sequence).logits[0, :-1].log_softmax(-1)
+                logps = logits.gather(-1, sequence[0, 1:, None]).squeeze(-1)
+                found.append(logps[max(len(tree.prompt) - 1, 0) :])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_packed_trees_equal_one_sequence_at_a_time(family: str, backend: str) -> None:
+    policy = Policy(tiny(family), None, backend)
+    trees = forest()
+    with torch.no_grad():
+        found = policy.logps(**pack(trees).inputs())
+        expected = one_at_a_time(policy, trees)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_equal_one_sequence_at_a_time_with_and_without_checkpointing(family: str) -> None:
+    trees = forest()
+    gradients = []
+    for way in ("plain", "checkpointed", "one at a time"):
+        policy = Policy(tiny(family), None)
+        if way == "checkpointed":
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.network.train()
+            for module in policy.network.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        alone = way == "one at a time"
+        logps = one_at_a_time(policy, trees) if alone else policy.logps(**pack(trees).inputs())
+        (logps * torch.arange(len(logps))).sum().backward()
+        gradients.append({n: p.grad for n, p in policy.network.named_parameters()})
+    for other in gradients[1:]:
+        for name, expected in gradients[0].items():
+            assert expected is not None, name
+            scale = expected.abs().max()
+            torch.testing.assert_close(
+                other[name] / scale, expected / scale, atol=1e-5, rtol=0, msg=name
+            )
+
+
+def test_order_and_packing_change_nothing() -> None:
+    policy = Policy(tiny("qwen3"), None)
+    trees = forest()
+    with torch.no_grad():
+        together = policy.logps(**pack(trees).inputs())
+        apart = torch.cat([policy.logps(**pack([tree]).inputs()) for tree in trees])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+def test_without_trees_it_raises() -> None:
+    policy = Policy(tiny("qwen3"), None)
+    with pytest.raises(ValueError, match="without a layout"):
+        policy.network(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="hold 3 tokens"):
+        policy.hidden(torch.zeros(4, dtype=torch.long), torch.arange(4), ((1, 2),))
+
+
+def test_batched_generation_equals_single(family: str) -> None:
+    policy = Policy(tiny(family), None)
+    prompts = [ids(3), ids(9)]
+    width = max(map(len, prompts))
+    padded = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with policy.generating() as network:
+        batched = network.generate(padded, attention_mask=mask, **options)[:, width:]
+        for row, prompt in zip(batched, prompts, strict=True):
+            alone = network.generate(torch.tensor([prompt]), **options)[0, len(prompt) :]
+            assert row.tolist() == alone.tolist()
