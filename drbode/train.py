@@ -1,14 +1,181 @@
 """python -m drbode.train: takes a model through stages of training, measured before and after."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from drbode import config
+from drbode.config import TrainConfig
+
+if TYPE_CHECKING:
+    from drbode.evaluation.multiple_choice import Answer
+    from drbode.record import Run
+
+_done: dict[str, list[str]] = {}  # run names of this process's multirun, and who asked first
 
 
 def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
-    print(config.load(tree, overrides, multirun).run_name())
+    """What Hydra calls, once a run or once a cell of a multirun."""
+    asked = config.load(tree, overrides, multirun)
+    name = asked.run_name()
+    if multirun:
+        print(f"\n=== {' '.join(overrides)} -> {name}")
+        if name in _done:
+            print(f"the same run as {' '.join(_done[name])}: run once")
+            return
+        _done[name] = overrides
+    train(asked, overrides)
+
+
+def failed(tree: Mapping[str, Any], overrides: list[str], error: Exception) -> None:
+    """A cell of a multirun that came to nothing still leaves a record that says why."""
+    from drbode import record
+
+    try:
+        name = config.load(tree, overrides, multirun=True).run_name()
+    except config.BadInput:
+        name = f"invalid-{config.digest(overrides)}"
+    folder = Path(tree["output_dir"]) / name
+    if not (folder / "record.json").exists():
+        record.write_failed(folder, overrides, error)
+
+
+def train(asked: TrainConfig, overrides: list[str]) -> None:
+    """Runs what is asked for, goes on with it, or shows it where it has been done."""
+    from drbode import record
+
+    folder = Path(asked.output_dir) / asked.run_name()
+    with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
+        if run.finished:
+            print(f"{folder} is finished; force=true does it again")
+        else:
+            _train(asked.resolved(), run)
+        _show(run)
+
+
+def _train(asked: TrainConfig, run: "Run") -> None:
+    # Heavy imports stand here, so that --help and a mistake are answered without them.
+    from drbode import record
+    from drbode.data.prompts import Renderer
+    from drbode.data.steps import load_splits
+    from drbode.evaluation import multiple_choice
+    from drbode.models import machine as machines
+    from drbode.models.base import load_policy
+    from drbode.models.methods import wrap
+    from drbode.reporting import plots
+    from drbode.training.loggers import open_loggers
+    from drbode.training.stages import restore_stage, run_stage
+
+    machine = machines.resolve(asked.trainer, asked.model, asked.method)
+    benchmark = multiple_choice.load_benchmark(asked.benchmark)
+    policy = load_policy(asked.model, machine.torch_dtype, machine.attention, asked.seed)
+    splits = {}
+    for stage in asked.stages:
+        block = asked.stage(stage)
+        longest = policy.context if block.max_length == "auto" else block.max_length
+        renderer = Renderer(policy.tokenizer, min(longest, policy.context))
+        splits[stage] = load_splits(stage, block.data, renderer, asked.seed)
+    wrap(policy, asked.method, asked.lora, asked.seed)
+    policy.network.to(machine.accelerator)
+    trainable, total = policy.count()
+    run.data["machine"] |= machine.as_dict()
+    run.data["model"] = {"parameters": total, "trainable_parameters": trainable}
+    data: dict[str, Any] = {
+        stage: {"train": a.ledger.as_dict(), "validation": b.ledger.as_dict() if b else None}
+        for stage, (a, b) in splits.items()
+    }
+    data["benchmark"] = {"questions": len(benchmark.questions), "digest": benchmark.digest}
+    run.data["data"] = data
+    run.save()
+    _plan(asked, run)
+
+    renderer = Renderer(policy.tokenizer, policy.context)
+
+    def measure(after: str) -> list["Answer"]:
+        answers = multiple_choice.answer(
+            policy, renderer, benchmark.questions, asked.benchmark.max_tokens, machine
+        )
+        record.write_jsonl(
+            run.folder / "benchmark" / f"{after}.jsonl", [a.as_row() for a in answers]
+        )
+        return answers
+
+    base = measure("base")
+    run.data["base"] = {"summary": multiple_choice.summarise(base)}
+    steps = 0
+    with open_loggers(run.folder, asked.wandb) as loggers:
+        for stage in asked.stages:
+            checkpoints = run.folder / "checkpoints" / stage
+            if stage in run.data["stages"]:
+                restore_stage(policy, checkpoints)
+                steps += run.data["stages"][stage]["steps"]
+                continue
+            train_rows, validation_rows = splits[stage]
+            result = run_stage(
+                policy,
+                stage,
+                asked.stage(stage),
+                train_rows,
+                validation_rows,
+                seed=asked.seed,
+                machine=machine,
+                trainer_config=asked.trainer,
+                loggers=loggers,
+                folder=checkpoints,
+                step_offset=steps,
+            )
+            steps += result.steps
+            policy.save(run.folder / stage)
+            answers = measure(stage)
+            summary = multiple_choice.summarise(answers)
+            for logger in loggers:
+                logger.log_metrics({f"{stage}/benchmark/accuracy": summary["accuracy"]}, step=steps)
+            run.data["stages"][stage] = result.as_dict() | {
+                "artefact": stage,
+                "artefact_bytes": record.weight_bytes(run.folder / stage),
+                "summary": summary,
+                "against_base": multiple_choice.compare(base, answers),
+            }
+            run.save()
+    plots.learning_curves(run.folder / "metrics.csv", run.folder / "curves.png")
+
+
+def _plan(asked: TrainConfig, run: "Run") -> None:
+    from drbode.reporting import terminal
+
+    model, data, machine = run.data["model"], run.data["data"], run.data["machine"]
+    share = 100 * model["trainable_parameters"] / model["parameters"]
+    plan = {
+        "model": f"{asked.model.path}, {model['parameters']:,} parameters",
+        "method": f"{asked.method}, trains {model['trainable_parameters']:,} ({share:.2f} %)",
+        "stages": " -> ".join(asked.stages),
+        **{str(s): terminal.ledger(data[s]["train"]) for s in asked.stages},
+        "benchmark": f"{asked.benchmark.path}, {data['benchmark']['questions']} questions, "
+        f"{asked.benchmark.protocol}",
+        "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
+        f"{machine['dtype']}, {machine['threads']} threads",
+        "writes": str(run.folder),
+    }
+    terminal.show_plan(plan)
+
+
+def _show(run: "Run") -> None:
+    from drbode.reporting import terminal
+
+    terminal.show_benchmark({"base": run.data["base"], **run.data["stages"]})
+    for name, stage in run.data["stages"].items():
+        loss = stage["validation_loss"]
+        held_out = "" if loss is None else f", validation loss {loss:.3f}"
+        print(
+            f"{name}: {stage['steps']} steps, {stage['tokens']} tokens in "
+            f"{stage['seconds']:.0f} s ({stage['tokens_per_second']:.0f} tokens/s), peak memory "
+            f"{stage['peak_memory_gib']:.2f} GiB{held_out}"
+        )
+    print(
+        f"written to {run.folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "
+        f"{', '.join(f'{s}/' for s in run.data['stages'])}"
+    )
 
 
 if __name__ == "__main__":
-    config.open_door("train", job)
+    config.open_door("train", job, failed)

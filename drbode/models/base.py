@@ -166,7 +166,9 @@ def _location(path: str) -> str:
     return str(bodinho_folder()) if path == BODINHO else path
 
 
-def load_policy(config: ModelConfig, dtype: torch.dtype, attention: Attention) -> Policy:
+def load_policy(
+    config: ModelConfig, dtype: torch.dtype, attention: Attention, seed: int = 0
+) -> Policy:
     """The base network (an adapter's folder: with the adapter, frozen) and its tokenizer.
 
     Raises BadInput where the model is not to be had, is of a family that the tree attention does
@@ -182,6 +184,7 @@ def load_policy(config: ModelConfig, dtype: torch.dtype, attention: Attention) -
         )
         _check_family(described, path)
         if config.init == "random":
+            torch.manual_seed(seed)
             network = AutoModelForCausalLM.from_config(described, dtype=dtype)
         else:
             network = AutoModelForCausalLM.from_pretrained(

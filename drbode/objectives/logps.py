@@ -24,7 +24,7 @@ def token_logps(
     with a trained one the logits are computed a second time. Equals
     `log_softmax(logits).gather(targets)`.
     """
-    logps: Tensor = _TokenLogps.apply(hidden, head, targets, bias)
+    logps: Tensor = _TokenLogps.apply(hidden, head, targets, bias)  # type: ignore[no-untyped-call]
     return logps
 
 

@@ -1,0 +1,218 @@
+"""The shipped laboratory: a table of medical facts, and forms that turn it into rows.
+
+`conditions.csv` and `facts.csv` hold what is true, `medical.yaml` and `general.yaml` the wordings;
+the code here only fills one into the other. Wordings of train, validation and test are disjoint. A
+quarter of the conditions stand in passages alone, never in a chat row. Every function gives the
+same rows every time. For studying training methods; no medical advice.
+"""
+
+import csv
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+LETTERS = "ABCDE"
+IN_CHAT, IN_PASSAGES, GENERAL = "fatos em conversas", "fatos só em passagens", "gerais"
+# `prova` of a benchmark question: where the condition's facts stand in the training rows.
+EXAMS = {"chat": IN_CHAT, "passages": IN_PASSAGES}
+
+_ARTICLES = {
+    "a": {"art": "a", "Art": "A", "de": "da", "em": "na", "por": "pela", "ao": "à", "g": "a"},
+    "o": {"art": "o", "Art": "O", "de": "do", "em": "no", "por": "pelo", "ao": "ao", "g": "o"},
+    "": {},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    article: str  # a, o, or empty for names that take none
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One true value of a relation, and the other values that are true of the subject as well."""
+
+    subject: Subject
+    relation: str
+    value: str
+    also_true: frozenset[str]
+    exam: str
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Wordings of a relation by split: `statements` take name and value, `questions` the name."""
+
+    statements: Mapping[str, list[str]]
+    questions: Mapping[str, list[str]]
+
+
+def fill(form: str, subject: Subject, value: str = "") -> str:
+    """A wording with the subject, its article's contractions, and the value put in."""
+    return form.format(name=subject.name, value=value, **_ARTICLES[subject.article])
+
+
+def tables(name: str) -> Any:
+    """A shipped YAML file."""
+    return yaml.safe_load(_file(f"{name}.yaml"))
+
+
+def forms(relations: Mapping[str, Any]) -> dict[str, Forms]:
+    return {n: Forms(r["statements"], r["questions"]) for n, r in relations.items()}
+
+
+@cache
+def medical() -> tuple[list[Fact], dict[str, Forms]]:
+    """The facts in the order of their table, and the wordings of the six relations."""
+    subjects = {
+        row["condition"]: (Subject(row["condition"], row["article"]), EXAMS[row["seen_in"]])
+        for row in csv.DictReader(_file("conditions.csv").splitlines())
+    }
+    facts = [
+        Fact(
+            subjects[row["condition"]][0],
+            row["relation"],
+            row["value"],
+            frozenset(v for v in row["also_true"].split("|") if v),
+            subjects[row["condition"]][1],
+        )
+        for row in csv.DictReader(_file("facts.csv").splitlines())
+    ]
+    return facts, forms(tables("medical")["relations"])
+
+
+@cache
+def general() -> tuple[list[Fact], dict[str, Forms]]:
+    """Facts of other domains, which the base model knows: what training may make it forget."""
+    facts = []
+    wordings: dict[str, Forms] = {}
+    for kind, table in tables("general")["kinds"].items():
+        for name, form in forms(table["relations"]).items():
+            wordings[f"{kind}/{name}"] = form
+        for row in table["subjects"]:
+            subject = Subject(row["name"], row.get("article", ""))
+            facts += [
+                Fact(subject, f"{kind}/{relation}", value, frozenset(), GENERAL)
+                for relation, value in row["facts"].items()
+            ]
+    return facts, wordings
+
+
+def passages(split: str) -> list[dict[str, Any]]:
+    """Two statements a passage; over the split each fact stands once in each of its wordings."""
+    facts, wordings = medical()
+    return list(_passages(facts, wordings, split))
+
+
+def general_passages() -> list[dict[str, Any]]:
+    """General text in wordings that the base model was not trained on."""
+    facts, wordings = general()
+    return list(_passages(facts, wordings, "test"))
+
+
+def chats(split: str) -> list[dict[str, Any]]:
+    """A question and its answer a row, for the conditions that chat rows speak of."""
+    facts, wordings = medical()
+    return [
+        {
+            "data": [
+                {"role": "user", "content": fill(question, fact.subject)},
+                {"role": "assistant", "content": f"{fact.value}."},
+            ]
+        }
+        for fact in facts
+        if fact.exam == IN_CHAT
+        for question in wordings[fact.relation].questions[split]
+    ]
+
+
+def questions(split: str) -> list[dict[str, Any]]:
+    """The benchmark: a question a fact, in the columns of drbodebench."""
+    facts, wordings = medical()
+    return list(_questions(facts, wordings, split))
+
+
+def general_questions() -> list[dict[str, Any]]:
+    """Questions on general facts, in wordings that the base model was not trained on."""
+    facts, wordings = general()
+    return list(_questions(facts, wordings, "test"))
+
+
+def _pretraining() -> list[dict[str, Any]]:
+    from drbode.data.bodinho.pretraining import documents
+
+    return documents()
+
+
+Maker = Callable[[], list[dict[str, Any]]]
+TEXTS: dict[str, Maker] = {
+    "train": lambda: passages("train"),
+    "validation": lambda: passages("validation"),
+    "test": lambda: passages("test"),
+    "general": general_passages,
+    "pretraining": _pretraining,
+}
+CHATS: dict[str, Maker] = {
+    "train": lambda: chats("train"),
+    "validation": lambda: chats("validation"),
+    "test": lambda: chats("test"),
+}
+QUESTIONS: dict[str, Maker] = {
+    "test": lambda: questions("test"),
+    "validation": lambda: questions("validation"),
+    "general": general_questions,
+}
+
+
+def _passages(
+    facts: list[Fact], wordings: Mapping[str, Forms], split: str
+) -> Iterator[dict[str, Any]]:
+    chance = random.Random(f"passages {split}")
+    by_subject: dict[Subject, list[Fact]] = {}
+    for fact in facts:
+        by_subject.setdefault(fact.subject, []).append(fact)
+    for own in by_subject.values():
+        rounds = max(len(wordings[f.relation].statements[split]) for f in own)
+        for number in range(rounds):
+            chance.shuffle(own)
+            sentences = []
+            for fact in own:
+                choices = wordings[fact.relation].statements[split]
+                form = choices[number % len(choices)]
+                sentences.append(fill(form, fact.subject, fact.value))
+            for at in range(0, len(sentences), 2):
+                yield {"text": " ".join(sentences[at : at + 2])}
+
+
+def _questions(
+    facts: list[Fact], wordings: Mapping[str, Forms], split: str
+) -> Iterator[dict[str, Any]]:
+    chance = random.Random(f"questions {split}")
+    letters = [LETTERS[i % len(LETTERS)] for i in range(len(facts))]
+    chance.shuffle(letters)
+    for number, (fact, letter) in enumerate(zip(facts, letters, strict=True), 1):
+        form = chance.choice(wordings[fact.relation].questions[split])
+        wrong = {f.value for f in facts if f.relation == fact.relation}
+        wrong -= {fact.value, *fact.also_true}
+        alternatives = chance.sample(sorted(wrong), len(LETTERS) - 1)
+        alternatives.insert(LETTERS.index(letter), fact.value)
+        yield {
+            "origem": "bodinho",
+            "prova": fact.exam,
+            "numero": number,
+            "enunciado": fill(form, fact.subject),
+            "alternativas": dict(zip(LETTERS, alternatives, strict=True)),
+            "resposta": letter,
+            "contains_img": False,
+            "img_description": None,
+        }
+
+
+def _file(name: str) -> str:
+    return (resources.files(__name__) / name).read_text(encoding="utf-8")

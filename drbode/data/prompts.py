@@ -1,0 +1,127 @@
+"""The one renderer: rows into trees of token ids, the same for training, evaluation, rollouts.
+
+Text and special tokens come from the tokenizer's own chat template. The pieces of a sequence
+(prompt, completion) are tokenised apart, as they are when a model generates after a prompt, so no
+token straddles their seam, and rendered text is tokenised without adding special tokens again.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from drbode.config import BadInput
+from drbode.data.rows import Chat, Message, Question, Text
+from drbode.data.trees import Completion, Tree
+
+
+class Rendered(NamedTuple):
+    """A row's trees; `cut` if something was left off, `dropped` says why there are none."""
+
+    trees: list[Tree]
+    cut: bool = False
+    dropped: str | None = None
+
+
+class Renderer:
+    """Renders rows for one tokenizer, in at most `max_length` tokens a sequence."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @cached_property
+    def document_end(self) -> int:
+        """Id of the token that ends a document of raw text."""
+        end: int = self.tokenizer.eos_token_id
+        return int(self.tokenizer.get_vocab().get("<|endoftext|>", end))
+
+    @cached_property
+    def turn_end(self) -> tuple[str, int]:
+        """The token that ends an assistant's turn, as text and id, read off the chat template."""
+        probe = [Message("user", "pergunta"), Message("assistant", "devolutiva")]
+        _, _, rest = self._template(probe, generate=False).rpartition("devolutiva")
+        first = self._ids(rest)[:1]
+        ends = {self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids}
+        ends |= set(self.tokenizer.get_added_vocab().values())
+        end = first[0] if first and first[0] in ends else self.tokenizer.eos_token_id
+        return self.tokenizer.convert_ids_to_tokens(end), end
+
+    def text(self, row: Text) -> Rendered:
+        """A document as one tree, or several that follow each other where it is too long."""
+        # With special tokens here: a model that knows a start token expects it before raw text.
+        ids = [*self.tokenizer(row.text)["input_ids"], self.document_end]
+        parts = [ids[i : i + self.max_length] for i in range(0, len(ids), self.max_length)]
+        trees = [Tree([], [Completion(part, [True] * len(part))]) for part in parts]
+        return Rendered([t for t in trees if t.supervised])
+
+    def chat(self, row: Chat) -> Rendered:
+        """Every assistant turn, with the token that ends it, supervised; nothing else.
+
+        The turns lie in one sequence as long as the history reads as it did when the earlier ones
+        were written. Templates that rewrite it (Qwen3 drops earlier thinking blocks) get a tree a
+        turn, each as the model will meet it. Turns past `max_length` are left off whole, so that
+        the end of every turn that is kept is supervised.
+        """
+        trees: list[Tree] = []
+        so_far = ""
+        end_text, end = self.turn_end
+        for number, message in enumerate(row.messages):
+            if message.role != "assistant":
+                continue
+            prompt = self._template(row.messages[:number])
+            answer = [*self._ids(message.content), end]
+            follows = bool(trees) and prompt.startswith(so_far)
+            before = self._ids(prompt[len(so_far) :] if follows else prompt)
+            held = trees[-1].tokens if follows else 0
+            if held + len(before) + len(answer) > self.max_length:
+                why = None if trees else f"longer than {self.max_length} tokens"
+                return Rendered(trees, cut=bool(trees), dropped=why)
+            if follows:
+                ids, supervised = trees[-1].completions[0]
+                ids += before + answer
+                supervised += [False] * len(before) + [True] * len(answer)
+            else:
+                trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
+            so_far = prompt + message.content + end_text
+        return Rendered(trees)
+
+    def alternatives(self, row: Question) -> Rendered:
+        """The question as prompt, the text of each alternative as a completion, no end token.
+
+        A question that is too long loses the start of its stem, for what is asked stands last.
+        """
+        completions = []
+        for text in row.alternatives.values():
+            ids = self._ids(text)
+            completions.append(Completion(ids, [True] * len(ids)))
+        room = self.max_length - max(len(c.ids) for c in completions)
+        stem = row.stem if row.image is None else f"{row.stem}\n\n{row.image}"
+        prompt = self._ids(self._template([Message("user", stem)]))
+        cut = len(prompt) > room
+        if cut:
+            ids = self._ids(stem)
+            kept = len(ids) - (len(prompt) - room)
+            while len(prompt) > room and kept > 0:
+                shorter = self.tokenizer.decode(ids[len(ids) - kept :])
+                prompt = self._ids(self._template([Message("user", shorter)]))
+                kept -= 8  # text decoded and tokenised again may be a little longer
+        if len(prompt) > room:
+            raise BadInput(
+                f"{row.where}: alternativas: longer than the model's {self.max_length} tokens"
+            )
+        return Rendered([Tree(prompt, completions)], cut=cut)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _template(self, messages: Sequence[Message], generate: bool = True) -> str:
+        if not self.tokenizer.chat_template:
+            raise BadInput(
+                "model.chat_template: the tokenizer of model.path has none; give a Jinja file"
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        text: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+        )
+        return text

@@ -1,0 +1,132 @@
+"""Rows as the program knows them, checked where they come in; `where` says which file and line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drbode.config import BadInput
+
+ROLES = ("system", "user", "assistant")
+LETTERS = "ABCDE"
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document of raw text."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation with at least one assistant turn, which is not its first."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question of drbodebench's columns, without the alternatives left blank."""
+
+    origin: str
+    exam: str
+    number: str
+    stem: str
+    alternatives: dict[str, str]
+    answer: str
+    image: str | None
+    where: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.origin}/{self.exam}/{self.number}"
+
+
+def parse_text(record: Mapping[str, Any], where: str, column: str = "text") -> Text:
+    return Text(_string(record, column, where), where)
+
+
+def parse_chat(record: Mapping[str, Any], where: str, column: str = "data") -> Chat:
+    """Raises BadInput for a row that is no conversation or has no assistant turn to learn from."""
+    turns = _field(record, column, where)
+    if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
+        raise BadInput(
+            f"{where}: {column}: expected a list of {{role, content}}, got {type(turns).__name__}"
+        )
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        role = _string(turn, "role", f"{where}: {column}, turn {number}")
+        if role not in ROLES:
+            raise BadInput(
+                f"{where}: {column}, turn {number}: role: expected one of {', '.join(ROLES)}, "
+                f"got {role!r}"
+            )
+        messages.append(
+            Message(role, _string(turn, "content", f"{where}: {column}, turn {number}"))
+        )
+    roles = [m.role for m in messages]
+    if "assistant" not in roles or roles[0] == "assistant":
+        raise BadInput(
+            f"{where}: {column}: expected a user turn and an assistant turn after it, got roles "
+            f"{roles}; add the answer or leave the row out"
+        )
+    return Chat(tuple(messages), where)
+
+
+def parse_question(record: Mapping[str, Any], where: str) -> Question:
+    """Raises BadInput where the answer is not among the alternatives that are there."""
+    offered = _field(record, "alternativas", where)
+    if not isinstance(offered, Mapping):
+        raise BadInput(
+            f"{where}: alternativas: expected letters with their texts, got "
+            f"{type(offered).__name__}"
+        )
+    alternatives = {
+        str(letter).strip().upper(): str(text).strip()
+        for letter, text in sorted(offered.items())
+        if text is not None and str(text).strip()
+    }
+    if odd := [letter for letter in alternatives if letter not in LETTERS]:
+        raise BadInput(f"{where}: alternativas: expected letters A to E, got {odd[0]!r}")
+    if len(alternatives) < 2:
+        raise BadInput(
+            f"{where}: alternativas: expected two or more with text, got {len(alternatives)}"
+        )
+    answer = _string(record, "resposta", where).strip().upper()
+    if answer not in alternatives:
+        raise BadInput(
+            f"{where}: resposta: expected one of {', '.join(alternatives)}, got {answer!r}"
+        )
+    image = record.get("img_description")
+    return Question(
+        origin=str(record.get("origem") or ""),
+        exam=str(record.get("prova") or ""),
+        number=str(record.get("numero", where)),
+        stem=_string(record, "enunciado", where),
+        alternatives=alternatives,
+        answer=answer,
+        image=str(image).strip() or None if image is not None else None,
+        where=where,
+    )
+
+
+def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in record:
+        there = ", ".join(map(str, record)) or "none"
+        raise BadInput(f"{where}: there is no field {name}; expected it beside {there}")
+    return record[name]
+
+
+def _string(record: Mapping[str, Any], name: str, where: str) -> str:
+    value = _field(record, name, where)
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{where}: {name}: expected text, got {value!r}")
+    return value

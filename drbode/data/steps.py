@@ -1,0 +1,167 @@
+"""A stage's rows as optimizer steps: what is trained on, in which order, and a ledger of it."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from drbode.config import BODINHO, BadInput, DataConfig, Stage, StageConfig
+from drbode.data import sources
+from drbode.data.prompts import Rendered, Renderer
+from drbode.data.rows import parse_chat, parse_text
+from drbode.data.trees import Tree, Trees, pack, within
+
+
+@dataclass
+class Ledger:
+    """What became of the rows of a split: for the screen and the record."""
+
+    rows: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    cut: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    ends_supervised: float = 0.0  # share of the sequences whose last token is supervised
+    digest: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Split:
+    trees: list[Tree]
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step is made of: micro-batches, and the tokens its loss is divided by."""
+
+    batches: list[Trees]
+    rows: int
+    tokens: int
+    supervised: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Step":
+        moved = [batch.to(device, non_blocking) for batch in self.batches]
+        return Step(moved, self.rows, self.tokens, self.supervised)
+
+
+def load_splits(
+    stage: Stage, data: DataConfig, renderer: Renderer, seed: int
+) -> tuple[Split, Split | None]:
+    """Training and validation rows of a stage, rendered.
+
+    Validation rows come from `validation_path`, from bodinho's own split, or are held out of the
+    training rows. Raises BadInput where no supervised token is left.
+    """
+    kind: sources.Kind = "text" if stage == "cpt" else "chat"
+    key = f"{stage}.data.path"
+    train = sources.read(kind, data.path, data.split, data.revision, key)
+    held_out: list[sources.Record] = []
+    if data.validation_path is not None:
+        split = "validation" if data.validation_path == BODINHO else data.split
+        key_held = f"{stage}.data.validation_path"
+        held_out = sources.read(kind, data.validation_path, split, data.revision, key_held)
+    elif data.path == BODINHO and data.split == "train":
+        held_out = sources.read(kind, data.path, "validation", None, key)
+    elif data.validation_share:
+        count = max(1, round(data.validation_share * len(train)))
+        chosen = set(random.Random(seed).sample(range(len(train)), count))
+        held_out = [r for i, r in enumerate(train) if i in chosen]
+        train = [r for i, r in enumerate(train) if i not in chosen]
+    train = sources.sample(train, data.rows, seed)
+
+    def render(where: str, fields: Any) -> Rendered:
+        if stage == "cpt":
+            return renderer.text(parse_text(fields, where, data.column))
+        return renderer.chat(parse_chat(fields, where, data.column))
+
+    kept = _render(train, render)
+    if not kept.trees:
+        why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
+        raise BadInput(
+            f"{key}: no supervised token is left of {data.path} ({why or 'all rows are empty'}); "
+            f"raise {stage}.max_length or mend the rows"
+        )
+    validation = _render(held_out, render) if held_out else None
+    return kept, validation if validation and validation.trees else None
+
+
+def _render(records: list[sources.Record], render: Callable[[str, Any], Rendered]) -> Split:
+    ledger = Ledger(rows=len(records), digest=sources.digest(records))
+    trees: list[Tree] = []
+    for where, fields in records:
+        rendered = render(where, fields)
+        ledger.cut += rendered.cut
+        if rendered.dropped:
+            ledger.dropped[rendered.dropped] = ledger.dropped.get(rendered.dropped, 0) + 1
+        trees += rendered.trees
+    ledger.sequences = len(trees)
+    ledger.tokens = sum(t.tokens for t in trees)
+    ledger.supervised = sum(t.supervised for t in trees)
+    ends = sum(t.completions[-1].supervised[-1] for t in trees)
+    ledger.ends_supervised = ends / len(trees) if trees else 0.0
+    return Split(trees, ledger)
+
+
+class StepLoader:
+    """Yields optimizer steps: `global_batch_size` sequences each, shuffled anew every epoch.
+
+    A step never spans two epochs, so the last step of an epoch may be smaller. The order follows
+    from the seed alone. `start` is the first step to yield, for a run that is continued.
+    """
+
+    def __init__(self, trees: Sequence[Tree], config: StageConfig, seed: int) -> None:
+        self.trees = trees
+        self.max_tokens = config.max_tokens
+        self.start = 0
+        self.plan = _plan(trees, config, seed)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Step]:
+        for indices in self.plan[self.start :]:
+            trees = [self.trees[i] for i in indices]
+            yield Step(
+                [pack(group) for group in within(trees, self.max_tokens)],
+                rows=len(trees),
+                tokens=sum(t.tokens for t in trees),
+                supervised=sum(t.supervised for t in trees),
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing of its own: what Lightning asks of a loader that can be continued."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """`start` was set before."""
+
+
+def _plan(trees: Sequence[Tree], config: StageConfig, seed: int) -> list[list[int]]:
+    """The indices of the sequences of every step of the stage."""
+    size = config.global_batch_size
+    tokens = 0
+    steps: list[list[int]] = []
+    rows_left = math.inf
+    if config.steps is None and config.tokens is None:
+        rows_left = max(1, round(config.epochs * len(trees)))
+    order = random.Random(seed)
+    while True:
+        indices = list(range(len(trees)))
+        order.shuffle(indices)
+        for at in range(0, len(indices), size):
+            step = indices[at : at + int(min(size, rows_left))]
+            steps.append(step)
+            rows_left -= len(step)
+            tokens += sum(trees[i].tokens for i in step)
+            if rows_left <= 0 or len(steps) == config.steps:
+                return steps
+            if config.tokens is not None and tokens >= config.tokens:
+                return steps

@@ -1,0 +1,62 @@
+"""Where the program computes: every `auto` that depends on the machine, resolved once."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from drbode.config import BadInput, Method, ModelConfig, TrainerConfig
+from drbode.models.base import Attention
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    accelerator: Literal["cpu", "cuda"]
+    precision: Literal["32-true", "bf16-mixed"]
+    dtype: Literal["fp32", "bf16"]
+    attention: Attention
+    threads: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def autocast(self) -> torch.autocast:
+        """The context in which Lightning's precision computes, for passes outside its Trainer."""
+        return torch.autocast(
+            self.accelerator, torch.bfloat16, enabled=self.precision == "bf16-mixed"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -> Machine:
+    """What `auto` comes to here; sets the number of CPU threads.
+
+    Weights that train are kept in fp32 and computed with in bf16; frozen ones are held in bf16 on a
+    GPU. `method` None: nothing trains. Raises BadInput where a GPU is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if trainer.accelerator == "cuda" and not cuda:
+        raise BadInput("trainer.accelerator: cuda was asked for and PyTorch finds no CUDA device")
+    accelerator = trainer.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if cuda else "cpu"
+    on_gpu = accelerator == "cuda"
+    precision = trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu else "32-true"
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bf16" if on_gpu and method != "full" else "fp32"
+    attention = model.attention
+    if attention == "auto":
+        attention = "flex" if on_gpu else "sdpa"
+    if attention == "flex" and not on_gpu and method is not None:
+        raise BadInput("model.attention: flex trains on CUDA only; set model.attention=sdpa here")
+    if trainer.threads != "auto":
+        torch.set_num_threads(trainer.threads)
+    return Machine(accelerator, precision, dtype, attention, torch.get_num_threads())

@@ -1,0 +1,217 @@
+"""What a run leaves behind: a folder with one `record.json`, whole at every moment."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from drbode.config import BadInput
+
+PACKAGES = (
+    "drbode",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "datasets",
+    "bitsandbytes",
+    "wandb",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+)
+
+
+class Run:
+    """A run's folder and record; `data` is what `record.json` holds, written by `save`."""
+
+    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+        self.folder = folder
+        self.data = data
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.data.get("status") == "finished")
+
+    def save(self) -> None:
+        write_json(self.folder / "record.json", self.data)
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    asked: Mapping[str, Any],
+    overrides: list[str],
+    force: bool = False,
+) -> Iterator[Run]:
+    """A run's folder, its own while the context lasts; the record says how it ended.
+
+    An unfinished run of the same folder is taken up with what its record holds. Raises BadInput
+    where the folder cannot be written or another process is at work in it.
+    """
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except OSError as error:
+        raise BadInput(
+            f"output_dir: {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    run = Run(folder, read_record(folder) or {})
+    try:
+        if run.finished:
+            yield run
+            return
+        run.data.setdefault("started", _now())
+        run.data |= {
+            "status": "running",
+            "name": folder.name,
+            "overrides": overrides,
+            "config": dict(asked),
+            "versions": versions(),
+            "git": git_state(),
+            "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        }
+        run.data.pop("error", None)
+        run.data.setdefault("stages", {})
+        run.save()
+        begun = time.perf_counter()
+        earlier = run.data.get("seconds", 0.0)
+        try:
+            yield run
+            run.data["status"] = "finished"
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            run.data["status"] = "interrupted" if stopped else "failed"
+            run.data["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            run.data["ended"] = _now()
+            run.data["seconds"] = earlier + time.perf_counter() - begun
+            run.save()
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def write_failed(folder: Path, overrides: list[str], error: Exception) -> None:
+    """The record of a job that failed before it had a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "status": "failed",
+        "name": folder.name,
+        "overrides": overrides,
+        "error": f"{type(error).__name__}: {error}",
+        "ended": _now(),
+        "versions": versions(),
+        "git": git_state(),
+    }
+    write_json(folder / "record.json", data)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run's folder, None where there is none; BadInput where it is damaged."""
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: is damaged ({error}); use force=true to start over") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: is no record; use force=true to start over")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes the file whole or not at all."""
+    draft = path.with_suffix(path.suffix + ".part")
+    draft.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes a row a line, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(path.suffix + ".part")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    draft.write_text("".join(lines), encoding="utf-8")
+    draft.replace(path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the safetensors files in a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result rests on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the source tree and whether it was changed since; None for an installed wheel."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _lock(folder: Path) -> Path:
+    """Takes the folder for this process; one that a dead process left is taken over."""
+    path = folder / ".lock"
+    while True:
+        try:
+            with path.open("x") as file:
+                file.write(f"{os.getpid()} {platform.node()}")
+            return path
+        except FileExistsError:
+            pid, _, node = path.read_text().partition(" ")
+            if node != platform.node() or (pid.isdigit() and _alive(int(pid))):
+                raise BadInput(
+                    f"{folder}: another process (pid {pid}) is at work on this run; wait for it, "
+                    f"or delete {path} if it has died"
+                ) from None
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

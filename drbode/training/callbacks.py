@@ -1,0 +1,92 @@
+"""What listens to training without taking part in it: memory, and metrics as a CSV file."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import Logger
+
+GIB = 1 << 30
+COLUMNS = ("step", "stage", "split", "name", "value")
+
+
+class PeakMemory(Callback):
+    """The most memory in use while training (GiB): allocated on the GPU, else of this process.
+
+    The peak is reset at the start, so that a run is not charged with an earlier one's in the same
+    process.
+    """
+
+    peak_gib = 0.0
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(module.device)
+        else:
+            reset_peak_rss()
+
+    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if module.device.type == "cuda":
+            self.peak_gib = torch.cuda.max_memory_allocated(module.device) / GIB
+        else:
+            self.peak_gib = peak_rss_gib()
+
+
+def reset_peak_rss() -> None:
+    """Forgets the process's peak so far, where the kernel lets one."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak is then that of the process's life, an upper bound
+
+
+def peak_rss_gib() -> float:
+    """The most resident memory of this process since the last reset."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / GIB
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+class CsvLogger(Logger):
+    """Appends every metric to `metrics.csv`, a value a line; a run that goes on appends to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        if not path.exists():
+            path.write_text(",".join(COLUMNS) + "\n")
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config stands in record.json."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            for name, value in metrics.items():
+                rows.writerow([step, *name.split("/", 2), value])
+
+    def forget_after(self, step: int) -> None:
+        """Drops what an interrupted run logged past the checkpoint that it goes on from."""
+        with self.path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        with self.path.open("w", newline="") as file:
+            rows = csv.DictWriter(file, COLUMNS)
+            rows.writeheader()
+            rows.writerows(kept)

@@ -1,0 +1,35 @@
+"""Where metrics go: `metrics.csv` always, and a W&B run that is closed whatever happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from drbode.config import WandbConfig
+from drbode.training.callbacks import CsvLogger
+
+
+@contextmanager
+def open_loggers(folder: Path, wandb_config: WandbConfig) -> Iterator[list[Logger]]:
+    """The loggers of a run; each run has a W&B run of its own, also within one process."""
+    loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
+    if wandb_config.mode == "disabled":
+        yield loggers
+        return
+    import wandb
+
+    settings = wandb.Settings(mode=wandb_config.mode, silent=True, x_disable_stats=True)
+    experiment = wandb.init(
+        dir=folder,
+        project=wandb_config.project,
+        group=wandb_config.group,
+        name=folder.name,
+        reinit="create_new",
+        settings=settings,
+    )
+    loggers.append(WandbLogger(experiment=experiment))
+    try:
+        yield loggers
+    finally:
+        experiment.finish()

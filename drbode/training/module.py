@@ -1,0 +1,179 @@
+"""What the LightningModules of all objectives share: the optimizer step, and its metrics."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from drbode.config import Stage, StageConfig
+from drbode.data.steps import Step
+from drbode.data.trees import Trees
+from drbode.models.base import Policy
+
+LOG_EVERY = 10  # steps that a logged training metric is averaged over
+
+
+class TrainingModule(lightning.LightningModule, ABC):
+    """Trains a policy by whole optimizer steps.
+
+    The loss of a step is summed over its micro-batches and divided once by the step's supervised
+    tokens, so how the rows are split into micro-batches changes nothing. Optimization is manual,
+    for the number of micro-batches of a step varies with the lengths of its rows. `step_offset` is
+    the number of optimizer steps of the run's earlier stages.
+    """
+
+    def __init__(
+        self, policy: Policy, stage: Stage, config: StageConfig, steps: int, step_offset: int
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold the trainable tensors alone
+        self.policy = policy
+        self.network = policy.network
+        self.stage = stage
+        self.config = config
+        self.steps = steps
+        self.step_offset = step_offset
+        self.optimizer_steps = 0
+        self.tokens_seen = 0
+        self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
+        self.train_loss = math.nan
+        self.validation_loss: float | None = None
+        self.validated_at: int | None = None
+        self._window = _Window()
+        self._paused = 0.0
+        self._rng: Tensor | None = None
+        self._held_out = torch.zeros(2, dtype=torch.float64)
+
+    @abstractmethod
+    def loss_sum(self, batch: Trees) -> Tensor:
+        """The objective, summed over the supervised tokens of a micro-batch."""
+
+    def configure_optimizers(self) -> Any:
+        rate, (beta1, beta2) = self.config.learning_rate, self.config.betas
+        assert rate != "auto", "resolved at the door"
+        optimizer = torch.optim.AdamW(
+            self.policy.trainable().values(),
+            lr=rate,
+            betas=(beta1, beta2),
+            weight_decay=self.config.weight_decay,
+        )
+        schedule = get_scheduler(
+            "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule,
+            optimizer,
+            num_warmup_steps=math.ceil(self.config.warmup_ratio * self.steps),
+            num_training_steps=self.steps,
+        )
+        return [optimizer], [schedule]
+
+    def on_train_start(self) -> None:
+        self._window = _Window()
+        if self._rng is not None:  # dropout goes on where the interrupted run stopped drawing
+            torch.set_rng_state(self._rng.cpu())
+
+    def training_step(self, step: Step, _index: int) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        total = torch.zeros((), device=self.device)
+        for batch in step.batches:
+            loss = self.loss_sum(batch)
+            self.manual_backward(loss / step.supervised)
+            total += loss.detach()
+        norm = self._clip(optimizer)
+        rate = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
+        optimizer.step()  # type: ignore[union-attr]
+        schedule.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.optimizer_steps += 1
+        self.tokens_seen += step.tokens
+        self._window.add(total, step, norm)
+        if self._window.count == LOG_EVERY or self.optimizer_steps == self.steps:
+            self._close_window(rate)
+
+    def _close_window(self, rate: float) -> None:
+        seconds, metrics = self._window.close()
+        self._window = _Window()
+        self.seconds += seconds
+        self.train_loss = metrics["loss"]
+        self.log("loss", metrics["loss"], prog_bar=True, logger=False)
+        self.log("tokens/s", metrics["tokens_per_second"], prog_bar=True, logger=False)
+        self.write("train", {**metrics, "learning_rate": rate, "tokens": self.tokens_seen})
+
+    def _clip(self, optimizer: Any) -> float:
+        limit = self.config.max_grad_norm
+        gradients = [p.grad for p in self.policy.trainable().values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if limit is not None:
+            self.clip_gradients(optimizer, limit, "norm")
+        return float(norm)
+
+    def validation_step(self, batch: Trees, _index: int) -> None:
+        self._held_out[0] += float(self.loss_sum(batch))
+        self._held_out[1] += len(batch.targets)
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out.zero_()
+        self._paused = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        """The loss a token over all validation rows: sums are divided once."""
+        loss = float(self._held_out[0] / self._held_out[1])
+        self.validation_loss, self.validated_at = loss, self.optimizer_steps
+        self._window.began += time.perf_counter() - self._paused
+        self.log("validation/loss", loss, prog_bar=True, logger=False)
+        self.write("validation", {"loss": loss})
+
+    def write(self, split: str, metrics: Mapping[str, float]) -> None:
+        """Logs under `stage/split/name` against the run's cumulative optimizer step."""
+        named = {f"{self.stage}/{split}/{name}": value for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=self.step_offset + self.optimizer_steps)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {f"network.{n}": p.detach() for n, p in self.policy.trainable().items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["drbode"] = {
+            "optimizer_steps": self.optimizer_steps,
+            "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint["drbode"]
+        self.optimizer_steps = ours["optimizer_steps"]
+        self.tokens_seen = ours["tokens_seen"]
+        self.seconds = ours["seconds"]
+        self._rng = ours["rng"]
+
+
+class _Window:
+    """Sums over the steps since metrics were last logged."""
+
+    def __init__(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.supervised = self.tokens = self.count = 0
+        self.norm = 0.0
+        self.began = time.perf_counter()
+
+    def add(self, loss: Tensor, step: Step, norm: float) -> None:
+        self.loss = self.loss + loss
+        self.supervised += step.supervised
+        self.tokens += step.tokens
+        self.norm += norm
+        self.count += 1
+
+    def close(self) -> tuple[float, dict[str, float]]:
+        """Seconds the steps took, and their metrics: sums are divided once."""
+        seconds = time.perf_counter() - self.began
+        return seconds, {
+            "loss": float(self.loss) / self.supervised,
+            "grad_norm": self.norm / self.count,
+            "tokens_per_second": self.tokens / seconds,
+        }
