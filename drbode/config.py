@@ -222,11 +222,7 @@ class TrainConfig:
         tree = dataclasses.asdict(self.resolved())
         for name in OPTIONAL_BLOCKS - self.blocks_read():
             del tree[name]
-        for name in ("output_dir", "force", "wandb"):
-            del tree[name]
-        del tree["model"]["learning_rates"]
-        del tree["trainer"]["progress"]
-        return tree
+        return _identity(tree)
 
     def run_name(self) -> str:
         """What was asked for and the digest of `effective`, e.g. `lora-r16-sft-3f9c21ab`."""
@@ -244,9 +240,53 @@ class EvaluateConfig:
     benchmark: BenchmarkConfig
     trainer: TrainerConfig
 
+    def effective(self) -> dict[str, Any]:
+        """What shapes the result, as plain data."""
+        return _identity(dataclasses.asdict(self))
+
+    def run_name(self) -> str:
+        """The model, the benchmark and the digest of `effective`: `eval-bodinho-test-0c4be1d2`."""
+        model = "-".join(Path(self.model.path).parts[-2:])
+        benchmark = Path(self.benchmark.path).stem
+        return f"eval-{model}-{benchmark}-{digest(self.effective())}"
+
 
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
+BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
 OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
+
+
+def _identity(tree: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out where results are written and shown; adds what the local files named hold."""
+    for name in ("output_dir", "force", "wandb"):
+        tree.pop(name, None)
+    del tree["model"]["learning_rates"]
+    del tree["trainer"]["progress"]
+    blocks = [tree["model"], tree["benchmark"]]
+    blocks += [tree[stage]["data"] for stage in STAGES if stage in tree]
+    for block in blocks:
+        block["content"] = content(block["path"])
+    return tree
+
+
+def content(path: str) -> str | None:
+    """A digest of what a path holds now, so that a run is another one when its input changes.
+
+    A file goes by its bytes, a folder by its files' names, sizes and times; None for what is not
+    here, such as a hub id, which its revision names.
+    """
+    if path == BODINHO:
+        shipped = Path(__file__).resolve().parent / "data" / BODINHO
+        files = sorted(f for f in shipped.rglob("*") if f.suffix in BODINHO_FILES)
+        parts = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    elif Path(path).is_file():
+        parts = [hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+    elif Path(path).is_dir():
+        stats = {f.name: f.stat() for f in sorted(Path(path).iterdir()) if f.is_file()}
+        parts = [f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats.items()]
+    else:
+        return None
+    return digest(parts)
 
 
 def digest(tree: Any) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from drbode.config import BODINHO, BadInput, ModelConfig
 from drbode.models.attention import NAMES, Layout
@@ -22,6 +23,8 @@ from drbode.objectives.logps import token_logps
 FAMILIES = ("qwen3", "llama", "gpt2")
 
 Attention = Literal["sdpa", "flex"]
+
+logging.disable_progress_bar()  # a bar for a shard of weights tells nobody anything
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """What a run says in the terminal."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+# A pipe or a log file has no width of its own; the tables need this much.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def show_plan(plan: Mapping[str, str]) -> None:
@@ -20,44 +22,44 @@ def show_plan(plan: Mapping[str, str]) -> None:
 
 
 def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Accuracy after each stage, with 95 % intervals, and the paired difference to the base."""
-    first = next(iter(results.values()))["summary"]
-    parts = list(first["parts"])
+    """Accuracy after each stage, whole and by part, and the paired difference to the base."""
     table = Table(title="benchmark", title_justify="left", title_style="bold")
     table.add_column("after")
-    table.add_column(f"accuracy ({first['questions']} questions)", no_wrap=True)
-    for part in parts:
-        table.add_column(f"{part} ({first['parts'][part]['questions']})", no_wrap=True)
-    table.add_column("ECE", justify="right")
-    if len(results) > 1:
-        table.add_column("difference to base", no_wrap=True)
-        table.add_column("p (McNemar)", justify="right")
+    table.add_column("questions")
+    table.add_column("", justify="right")
+    table.add_column("accuracy, %", no_wrap=True)
+    table.add_column("difference to base", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for name, result in results.items():
-        summary = result["summary"]
-        cells = [name, accuracy(summary)]
-        cells += [accuracy(summary["parts"][part]) for part in parts]
-        cells.append(f"{summary['ece']:.2f}")
-        if "against_base" in result:
-            own = result["against_base"]["all"]
-            low, high = own["interval"]
-            cells.append(f"{100 * own['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-            cells.append(
-                f"{own['p_value']:.1e}" if own["p_value"] < 0.001 else f"{own['p_value']:.3f}"
-            )
-        table.add_row(*cells)
+        whole = result["summary"]
+        against = result.get("against_base", {})
+        for number, (part, summary) in enumerate({"all": whole, **whole["parts"]}.items()):
+            cells = [name if number == 0 else "", part, str(summary["questions"])]
+            cells += [accuracy(summary), *(difference(against[part]) if against else ())]
+            table.add_row(*cells, end_section=number == len(whole["parts"]))
     console.print(table)
+    whole = next(iter(results.values()))["summary"]
     console.print(
-        "Percent, [95 % interval]. "
-        f"Chance is {100 * first['chance']:.1f}, always the longest alternative "
-        f"{100 * first['floor_longest']:.1f}."
+        f"[95 % interval]. Chance is {100 * whole['chance']:.1f}, always the longest alternative "
+        f"{100 * whole['floor_longest']:.1f}. Calibration error (ECE) "
+        + ", ".join(f"{name} {r['summary']['ece']:.2f}" for name, r in results.items())
+        + "."
     )
     if len(results) > 1:
         console.print(
-            "Difference and p speak of these two models on these questions, not of the methods: "
-            "for those, run several seeds."
+            "Difference and p (exact McNemar) compare these two models on these questions, not "
+            "the methods that made them: for that, run several seeds."
         )
-    if first["prompts_cut"]:
-        console.print(f"{first['prompts_cut']} questions were too long and lost their start.")
+    if whole["prompts_cut"]:
+        console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
+
+
+def difference(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """A paired difference in points with its interval, and its p-value."""
+    low, high = pair["interval"]
+    p = pair["p_value"]
+    points = f"{100 * pair['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return points, "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def accuracy(summary: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Runs a stage: one objective, one data set, one optimizer, on the policy of the run."""
 
+import logging
 import signal
 import warnings
 from collections.abc import Sequence
@@ -98,6 +99,7 @@ def run_stage(
     if trainer_config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     every = min(config.validate_every or len(loader), len(loader))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = lightning.Trainer(
@@ -132,6 +134,7 @@ def run_stage(
     if best is not None and config.keep_best:
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         policy.load_state({n.removeprefix("network."): t for n, t in state.items()})
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(policy.state(), folder / LAST)
     return StageResult(
         steps=module.optimizer_steps,

@@ -15,7 +15,7 @@ from drbode.data.bodinho import LETTERS, Forms, Subject, fill, forms, general, m
 
 SUBJECTS_A_KIND = 150
 DISEASES = 450
-DOCUMENTS = 60_000
+DOCUMENTS = 40_000
 
 
 @dataclass(frozen=True)

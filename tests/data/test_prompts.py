@@ -1,0 +1,165 @@
+"""The renderer against exact token ids, and against what a model meets when it generates."""
+
+import json
+from typing import Any
+
+import pytest
+
+from drbode.config import BadInput
+from drbode.data.prompts import Renderer
+from drbode.data.rows import Chat, Message, Text, parse_question
+from drbode.models.base import bodinho_folder
+
+# What Qwen3's template does that a renderer can get wrong: history loses its thinking blocks, the
+# generation prompt carries an empty one where thinking is off.
+QWEN3_LIKE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(bodinho_folder())
+
+
+def chat(*turns: str) -> Chat:
+    roles = ("user", "assistant")
+    return Chat(tuple(Message(roles[i % 2], t) for i, t in enumerate(turns)), "here")
+
+
+def test_one_turn_is_the_template_and_the_end_of_the_turn(tokenizer: Any) -> None:
+    (tree,) = Renderer(tokenizer, 2048).chat(chat("Qual é a causa?", "vírus.")).trees
+    whole = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "Qual é a causa?"},
+            {"role": "assistant", "content": "vírus."},
+        ],
+        tokenize=False,
+    )
+    ids = tokenizer(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    (completion,) = tree.completions
+    assert tree.prompt + completion.ids == ids
+    assert tokenizer.decode(completion.ids) == "vírus.<|im_end|>"
+    assert completion.supervised == [True] * len(completion.ids)
+
+
+def test_the_end_token_is_supervised_though_a_tokenizer_pads_with_it(tokenizer: Any) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+    (tree,) = Renderer(tokenizer, 2048).chat(chat("a", "b", "c", "d")).trees
+    ids, supervised = tree.completions[0]
+    ends = [s for token, s in zip(ids, supervised, strict=True) if token == tokenizer.eos_token_id]
+    assert ends == [True, False, True]  # the assistant's, the user's, the assistant's
+
+
+def test_every_assistant_turn_is_supervised_and_no_other(tokenizer: Any) -> None:
+    (tree,) = Renderer(tokenizer, 2048).chat(chat("um", "dois", "três", "quatro")).trees
+    ids, supervised = tree.completions[0]
+    said = [token for token, s in zip(ids, supervised, strict=True) if s]
+    assert tokenizer.decode(said) == "dois<|im_end|> quatro<|im_end|>"
+
+
+def test_where_history_is_rewritten_each_turn_is_as_the_model_will_meet_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = QWEN3_LIKE
+    first, second = Renderer(tokenizer, 2048).chat(chat("um", "dois", "três", "quatro")).trees
+    for tree, history in ((first, ["um"]), (second, ["um", "dois", "três"])):
+        turns = [{"role": m.role, "content": m.content} for m in chat(*history).messages]
+        met = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert tree.prompt == tokenizer(met, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(second.completions[0].ids) == "quatro<|im_end|>"
+
+
+def test_long_conversations_are_cut_to_whole_turns(tokenizer: Any) -> None:
+    row = chat("um", "dois", "três", "quatro " * 50)
+    rendered = Renderer(tokenizer, 40).chat(row)
+    assert rendered.cut
+    assert rendered.dropped is None
+    assert rendered.trees[0].completions[0].supervised[-1]
+    assert rendered.trees[0].tokens <= 40
+    assert Renderer(tokenizer, 5).chat(row).dropped == "longer than 5 tokens"
+
+
+def test_a_document_ends_and_is_split_without_loss(tokenizer: Any) -> None:
+    text = "A dengue é uma doença. " * 10
+    (whole,) = Renderer(tokenizer, 2048).text(Text(text, "here")).trees
+    assert whole.completions[0].ids[-1] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    parts = Renderer(tokenizer, 16).text(Text(text, "here")).trees
+    assert [t for part in parts for t in part.completions[0].ids] == whole.completions[0].ids
+    assert all(part.tokens <= 16 for part in parts)
+
+
+def test_no_double_start_token() -> None:
+    """A tokenizer that puts a start token before text does so once (OpenRLHF #393)."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {w: i for i, w in enumerate(["<s>", "</s>", "oi", "olá", "user", "assistant", "[UNK]"])}
+    core = Tokenizer(models.WordLevel(words, "[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens(["<s>", "</s>"])
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %} {% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    renderer = Renderer(fast, 64)
+    (tree,) = renderer.chat(chat("oi", "olá")).trees
+    assert tree.prompt == [0, 4, 2, 5]
+    assert tree.completions[0].ids == [3, 1]
+    assert renderer.text(Text("oi", "here")).trees[0].completions[0].ids == [0, 2, 1]
+
+
+def question(stem: str, image: str | None = None) -> Any:
+    return parse_question(
+        {
+            "enunciado": stem,
+            "alternativas": {"A": "um vírus", "B": "uma bactéria", "E": None},
+            "resposta": "A",
+            "img_description": image,
+        },
+        "here",
+    )
+
+
+def test_alternatives_share_their_prompt_and_score_no_end(tokenizer: Any) -> None:
+    rendered = Renderer(tokenizer, 2048).alternatives(question("Qual é a causa?", "uma foto"))
+    (tree,) = rendered.trees
+    texts = [tokenizer.decode(c.ids) for c in tree.completions]
+    assert texts == ["um vírus", "uma bactéria"]
+    assert tokenizer.decode(tree.prompt).count("uma foto") == 1
+    assert not rendered.cut
+
+
+def test_a_long_question_loses_its_start_and_keeps_its_end(tokenizer: Any) -> None:
+    rendered = Renderer(tokenizer, 64).alternatives(question("palavra " * 200 + "pergunta final?"))
+    (tree,) = rendered.trees
+    assert rendered.cut
+    assert len(tree.prompt) + max(len(c.ids) for c in tree.completions) <= 64
+    assert tokenizer.decode(tree.prompt).rstrip().endswith("assistant")
+    assert "pergunta final?" in tokenizer.decode(tree.prompt)
+
+
+def test_a_tokenizer_without_template_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(BadInput, match=r"model.chat_template"):
+        Renderer(tokenizer, 64).chat(chat("a", "b"))
+
+
+def test_a_word_has_the_same_tokens_at_the_start_of_a_line_and_in_it(tokenizer: Any) -> None:
+    ids = [
+        tokenizer(text, add_special_tokens=False)["input_ids"][-3:]
+        for text in ("dengue", "a dengue", "assistant\ndengue")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+    for text in ("a dengue\nfebre", json.dumps({"a": "ção"}, ensure_ascii=False)):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text

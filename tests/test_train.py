@@ -1,0 +1,186 @@
+"""The doors, as a user would open them: on the shipped model, a few steps."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+QUICK = [
+    "sft.steps=3",
+    "benchmark.questions=10",
+    "trainer.progress=false",
+    "trainer.threads=1",
+]
+
+
+def door(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"drbode.{name}", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = [p.parent for p in (folder / "outputs").glob("*/record.json")]
+    return found
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("lora")
+    done = door("train", *QUICK, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return only_run(folder), done.stdout
+
+
+def test_it_says_what_it_does_and_leaves_all_it_promises(lora_run: tuple[Path, str]) -> None:
+    run, said = lora_run
+    for word in ("bodinho", "lora, trains", "1620 rows", "100 % of ends", "base", "sft", "[95 %"):
+        assert word in said
+    left = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert {
+        "record.json",
+        "metrics.csv",
+        "curves.png",
+        "benchmark/base.jsonl",
+        "benchmark/sft.jsonl",
+        "sft/adapter_model.safetensors",
+    } <= left
+    assert any("wandb/offline-run" in name for name in left)
+    record = json.loads((run / "record.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["sft"]["learning_rate"] == 5e-3
+    assert record["config"]["lora"]["alpha"] == 32.0
+    assert record["stages"]["sft"]["steps"] == 3
+    assert record["stages"]["sft"]["artefact_bytes"] > 0
+    assert record["stages"]["sft"]["tokens_per_second"] > 0
+    assert record["data"]["sft"]["train"]["ends_supervised"] == 1.0
+    assert record["git"] is None or set(record["git"]) == {"commit", "changed"}
+    answers = [json.loads(line) for line in (run / "benchmark/sft.jsonl").read_text().splitlines()]
+    assert len(answers) == 10
+    assert sum(a["correct"] for a in answers) == record["stages"]["sft"]["summary"]["correct"]
+    with (run / "metrics.csv").open() as file:
+        assert {row["stage"] for row in csv.DictReader(file)} == {"sft"}
+
+
+def test_the_same_command_again_shows_the_result(lora_run: tuple[Path, str]) -> None:
+    run, _ = lora_run
+    before = (run / "record.json").stat().st_mtime_ns
+    done = door("train", *QUICK, cwd=run.parent.parent)
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
+    assert (run / "record.json").stat().st_mtime_ns == before
+
+
+def test_the_adapter_loads_in_plain_peft_with_the_same_logits(lora_run: tuple[Path, str]) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    from drbode import config
+    from drbode.models.base import load_policy
+
+    run, _ = lora_run
+    plain = AutoPeftModelForCausalLM.from_pretrained(run / "sft", dtype=torch.float32)
+    tree: Any = config.compose("evaluate", [f"model.path={run / 'sft'}"])
+    asked = config.build(config.EvaluateConfig, tree)
+    policy = load_policy(asked.model, torch.float32, "sdpa")
+    ids = torch.arange(40)[None]
+    with torch.no_grad(), policy.generating() as network:
+        assert torch.equal(network(ids).logits, plain(ids).logits)
+
+
+def test_evaluate_gives_what_the_run_measured(lora_run: tuple[Path, str]) -> None:
+    run, _ = lora_run
+    words = [f"model.path={run / 'sft'}", "benchmark.questions=10", "trainer.threads=1"]
+    done = door("evaluate", *words, f"output_dir={run.parent / 'eval'}", cwd=run)
+    assert done.returncode == 0, done.stderr
+    (found,) = (run.parent / "eval").glob("*/record.json")
+    result = json.loads(found.read_text())["result"]["summary"]
+    expected = json.loads((run / "record.json").read_text())["stages"]["sft"]["summary"]
+    assert result["correct"] == expected["correct"]
+
+
+def test_full_through_two_stages_and_taken_up_after_the_first(tmp_path: Path) -> None:
+    words = [*QUICK, "method=full", "stages=[cpt,sft]", "cpt.steps=3", "logger=csv"]
+    done = door("train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    path = run / "record.json"
+    finished = json.loads(path.read_text())
+    assert list(finished["stages"]) == ["cpt", "sft"]
+    with (run / "metrics.csv").open() as file:
+        steps = {(row["stage"], int(row["step"])) for row in csv.DictReader(file)}
+    assert max(s for stage, s in steps if stage == "cpt") == 3
+    assert {s for stage, s in steps if stage == "sft"} == {6}  # the run's steps, not the stage's
+
+    weights = (run / "sft" / "model.safetensors").read_bytes()
+    interrupted = finished | {"status": "interrupted"}
+    interrupted["stages"] = {"cpt": finished["stages"]["cpt"]}
+    path.write_text(json.dumps(interrupted))
+    done = door("train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (run / "sft" / "model.safetensors").read_bytes() == weights
+
+
+def test_in_a_multirun_equal_cells_run_once_and_a_failed_one_leaves_a_record(
+    tmp_path: Path,
+) -> None:
+    words = [*QUICK, "logger=csv", "method=full", "lora.r=4,8", "seed=0,-1"]
+    done = door("train", "-m", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout.count("run once") == 1
+    records = [json.loads(p.read_text()) for p in (tmp_path / "outputs").glob("*/record.json")]
+    statuses = sorted(r["status"] for r in records)
+    assert statuses == ["failed", "failed", "finished"]
+    assert all("seed: expected" in r["error"] for r in records if r["status"] == "failed")
+
+
+def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
+    for name in ("train", "evaluate"):
+        done = door(name, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert f"python -m drbode.{name}" in done.stdout
+        assert "model: bodinho" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("train", ["sft.data.path=absent.jsonl"], ["sft.data.path", "there is no file"]),
+        ("train", ["sft.data.path=bad.jsonl"], ["bad.jsonl, line 2", "assistant turn"]),
+        ("train", ["benchmark.path=nobody/here"], ["benchmark.path", "could not be had"]),
+        ("train", ["benchmark.split=tets"], ["benchmark.path", "no split tets", "test"]),
+        ("train", ["model.path=nobody/here"], ["model.path", "could not be loaded"]),
+        ("train", ["model.path=bert"], ["model.path", "of the family bert"]),
+        ("train", ["trainer.accelerator=cuda"], ["trainer.accelerator", "no CUDA"]),
+        ("train", ["lora.target_modules=[q_prj]"], ["lora.target_modules", "q_prj", "q_proj"]),
+        ("train", ["output_dir=bad.jsonl"], ["output_dir", "cannot be written"]),
+        ("train", ["model.chat_template=none.jinja"], ["model.chat_template", "no file"]),
+        ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),
+        ("evaluate", ["benchmark.pth=x"], ["benchmark.pth", "did you mean benchmark.path"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    name: str, words: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    good = {"data": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    bad = {"data": [{"role": "user", "content": "a"}]}
+    (tmp_path / "bad.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    exam = {"enunciado": "q", "alternativas": {"A": "x", "B": "y"}, "resposta": "C"}
+    (tmp_path / "exam.jsonl").write_text(json.dumps(exam))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    done = door(name, *words, "trainer.threads=1", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stderr
+    for word in expected:
+        assert word in errors[0]
