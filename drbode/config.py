@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -529,6 +530,8 @@ def open_door(
             else:
                 raise
 
+    # A scheduler ends a job by SIGTERM: the run then stops as by Ctrl-C, and can be continued.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main = hydra.main(config_path=str(conf_dir()), config_name=door, version_base="1.3")(one)
     try:
         main()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import TrainConfig
+from drbode.config import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from drbode.evaluation.multiple_choice import Answer
@@ -149,7 +149,10 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
         "model": f"{asked.model.path}, {model['parameters']:,} parameters",
         "method": f"{asked.method}, trains {model['trainable_parameters']:,} ({share:.2f} %)",
         "stages": " -> ".join(asked.stages),
-        **{str(s): terminal.ledger(data[s]["train"]) for s in asked.stages},
+        **{
+            str(s): f"{terminal.ledger(data[s]['train'])}; {_length(asked.stage(s))}"
+            for s in asked.stages
+        },
         "benchmark": f"{asked.benchmark.path}, {data['benchmark']['questions']} questions, "
         f"{asked.benchmark.protocol}",
         "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
@@ -157,6 +160,14 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
         "writes": str(run.folder),
     }
     terminal.show_plan(plan)
+
+
+def _length(stage: StageConfig) -> str:
+    if stage.steps is not None:
+        return f"{stage.steps} steps"
+    if stage.tokens is not None:
+        return f"{stage.tokens} tokens"
+    return f"{stage.epochs:g} epochs"
 
 
 def _show(run: "Run") -> None:

@@ -29,9 +29,13 @@ def test_a_run_that_ends_well_is_finished_and_is_found_again(tmp_path: Path) -> 
 def test_a_run_that_ends_badly_says_so_and_keeps_what_it_had(
     error: BaseException, status: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(type(error)), record.open_run(tmp_path / "a", {}, []) as run:
-        run.data["stages"]["sft"] = {"steps": 3}
-        raise error
+    def goes_wrong() -> None:
+        with record.open_run(tmp_path / "a", {}, []) as run:
+            run.data["stages"]["sft"] = {"steps": 3}
+            raise error
+
+    with pytest.raises(type(error)):
+        goes_wrong()
     found = record.read_record(tmp_path / "a")
     assert found is not None
     assert found["status"] == status
@@ -44,7 +48,7 @@ def test_a_run_that_ends_badly_says_so_and_keeps_what_it_had(
 def test_a_folder_at_work_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(f"1 {os.uname().nodename}")  # init is always there
     with (
-        pytest.raises(BadInput, match="pid 1.* is at work"),
+        pytest.raises(BadInput, match=r"pid 1.* is at work"),
         record.open_run(tmp_path, {}, []),
     ):
         pass

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
 
 GIB = 1 << 30
@@ -34,6 +34,17 @@ class PeakMemory(Callback):
             self.peak_gib = torch.cuda.max_memory_allocated(module.device) / GIB
         else:
             self.peak_gib = peak_rss_gib()
+
+
+class StageBar(RichProgressBar):
+    """The progress bar under the name of its stage: steps, time left, loss and tokens/s."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(leave=True)
+        self.stage = stage
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self.stage  # to Lightning a stage is one epoch, which says nothing here
 
 
 def reset_peak_rss() -> None:

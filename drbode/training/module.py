@@ -43,7 +43,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.optimizer_steps = 0
         self.tokens_seen = 0
         self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
-        self.train_loss = math.nan
+        self.train_loss = self.tokens_per_second = math.nan  # of the last steps logged
         self.validation_loss: float | None = None
         self.validated_at: int | None = None
         self._window = _Window()
@@ -94,14 +94,19 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._window.add(total, step, norm)
         if self._window.count == LOG_EVERY or self.optimizer_steps == self.steps:
             self._close_window(rate)
+            self.log("loss", self.train_loss, prog_bar=True, logger=False)
+            self.log("tokens/s", self.tokens_per_second, prog_bar=True, logger=False)
+
+    def on_train_end(self) -> None:
+        if self._window.count:  # early stopping ended the stage in between
+            self._close_window(float(self.lr_schedulers().get_last_lr()[0]))  # type: ignore[union-attr]
 
     def _close_window(self, rate: float) -> None:
         seconds, metrics = self._window.close()
         self._window = _Window()
         self.seconds += seconds
         self.train_loss = metrics["loss"]
-        self.log("loss", metrics["loss"], prog_bar=True, logger=False)
-        self.log("tokens/s", metrics["tokens_per_second"], prog_bar=True, logger=False)
+        self.tokens_per_second = metrics["tokens_per_second"]
         self.write("train", {**metrics, "learning_rate": rate, "tokens": self.tokens_seen})
 
     def _clip(self, optimizer: Any) -> float:
@@ -141,7 +146,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         checkpoint["drbode"] = {
             "optimizer_steps": self.optimizer_steps,
             "tokens_seen": self.tokens_seen,
-            "seconds": self.seconds,
+            "seconds": self.seconds + (self._window.seconds if self._window.count else 0.0),
             "rng": torch.get_rng_state(),
         }
 
@@ -162,6 +167,10 @@ class _Window:
         self.norm = 0.0
         self.began = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
     def add(self, loss: Tensor, step: Step, norm: float) -> None:
         self.loss = self.loss + loss
         self.supervised += step.supervised
@@ -171,7 +180,7 @@ class _Window:
 
     def close(self) -> tuple[float, dict[str, float]]:
         """Seconds the steps took, and their metrics: sums are divided once."""
-        seconds = time.perf_counter() - self.began
+        seconds = self.seconds
         return seconds, {
             "loss": float(self.loss) / self.supervised,
             "grad_norm": self.norm / self.count,

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     ModelCheckpoint,
-    RichProgressBar,
 )
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
@@ -25,7 +24,7 @@ from drbode.data.steps import Split, StepLoader
 from drbode.data.trees import Trees, pack, within
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
-from drbode.training.callbacks import CsvLogger, PeakMemory
+from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar
 from drbode.training.clm import CLMModule
 from drbode.training.module import TrainingModule
 
@@ -89,13 +88,19 @@ def run_stage(
             filename="best",
             monitor="validation/loss",
             save_weights_only=True,
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
         callbacks.append(best)
     if config.patience is not None:
-        callbacks.append(EarlyStopping("validation/loss", patience=config.patience))
+        callbacks.append(
+            # Said outright: Lightning takes an interval of 1 step for one of 1 epoch.
+            EarlyStopping(
+                "validation/loss", patience=config.patience, check_on_train_epoch_end=False
+            )
+        )
     if trainer_config.progress:
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(StageBar(stage))
     if trainer_config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     every = min(config.validate_every or len(loader), len(loader))
@@ -134,6 +139,7 @@ def run_stage(
     if best is not None and config.keep_best:
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         policy.load_state({n.removeprefix("network."): t for n, t in state.items()})
+    policy.network.to(machine.accelerator)  # Lightning leaves it on the CPU
     folder.mkdir(parents=True, exist_ok=True)
     save_file(policy.state(), folder / LAST)
     return StageResult(

@@ -69,5 +69,21 @@ def test_bf16_stays_near_fp32() -> None:
     torch.testing.assert_close(narrow, wide, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_autocast_computes_in_bf16_and_gives_gradients_in_fp32(trained_head: bool) -> None:
+    hidden, head, targets, _ = case(trained_head=trained_head)
+    leaves = [t.detach().float().requires_grad_(t.requires_grad) for t in (hidden, head)]
+    gradients = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = token_logps(*leaves, targets)
+        wanted = [t for t in leaves if t.requires_grad]
+        gradients.append(torch.autograd.grad(found.sum(), wanted))
+    for narrow, wide in zip(*gradients, strict=True):
+        assert narrow.dtype == torch.float32
+        assert not torch.equal(narrow, wide)
+        torch.testing.assert_close(narrow, wide, atol=0.3, rtol=0.1)
+
+
 def test_no_tokens_no_logps() -> None:
     assert token_logps(torch.zeros(0, 6), torch.zeros(11, 6), torch.zeros(0).long()).shape == (0,)

@@ -156,10 +156,12 @@ def test_early_stopping_and_the_best_weights(tmp_path: Path) -> None:
     drawn = torch.Generator().manual_seed(9)
     ids = torch.randint(VOCABULARY, (6, 8), generator=drawn).tolist()
     other = Split([Tree(i[:3], [Completion(i[3:], [True] * 5)]) for i in ids], Ledger())
-    stage = block(epochs=60, validate_every=3, patience=2)
+    stage = block(epochs=60, validate_every=1, patience=1, learning_rate=0.1)
     stopped = run(policy(), stage, tmp_path / "stopped", other)
     assert stopped.ended_by == "early stopping"
     assert stopped.steps < 180
+    assert stopped.seconds > 0  # also where it stops before the first metrics are due
+    assert stopped.train_loss > 0
     made = policy()
     stage = block(epochs=60, validate_every=3, patience=2, keep_best=True)
     run(made, stage, tmp_path / "best", other)

@@ -1,0 +1,50 @@
+"""Every command that a README gives is one that the doors take."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from drbode import config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                if line.startswith("python -m drbode."):
+                    found.append((page.parent.name, line.split("    ")[0]))
+    return found
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) > 8
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_a_command_composes_and_is_taken(page: str, command: str) -> None:
+    _, _, module, *words = shlex.split(command)
+    if words == ["--help"]:
+        return
+    multirun = "-m" in words
+    # A sweep's cells differ in values alone: the first of each stands for all.
+    overrides = [re.sub(r"=([^\[,]+),.*", r"=\1", w) if multirun else w for w in words if w != "-m"]
+    door = module.removeprefix("drbode.")
+    tree = config.compose(door, overrides)
+    if door == "train":
+        config.load(tree, overrides, multirun)
+    else:
+        config.build(config.EvaluateConfig, tree)
+
+
+def test_the_files_a_readme_names_are_there() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`(drbode/[\w/.]+)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+        for link in re.findall(r"\]\(([\w/.]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
