@@ -1,8 +1,11 @@
 """Fine-tuning methods: which tensors of a network train, and what is wrapped around it."""
 
+import warnings
+
 import torch
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from drbode.config import BadInput, LoraConfig, Method
 from drbode.models.base import Policy
@@ -41,26 +44,25 @@ def _wrap_lora(policy: Policy, lora: LoraConfig, seed: int) -> None:
     assert lora.alpha != "auto", "resolved at the door"
     if lora.target_modules != "all-linear":
         _check_targets(policy, lora)
-    with torch.random.fork_rng():
+    wanted = PeftLora(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,  # peft annotates int, and divides it by r
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        # GPT-2's layers keep their weights transposed; peft warns where this is not said.
+        fan_in_fan_out=policy.model.config.model_type == "gpt2",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft's own call
         torch.manual_seed(seed)
-        policy.network = get_peft_model(
-            policy.model,
-            PeftLora(
-                task_type="CAUSAL_LM",
-                r=lora.r,
-                lora_alpha=lora.alpha,  # peft annotates int, and divides it by r
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                # GPT-2's layers keep their weights transposed; peft warns where this is not said.
-                fan_in_fan_out=policy.model.config.model_type == "gpt2",
-            ),
-        )
+        policy.network = get_peft_model(policy.model, wanted)
 
 
 def _check_targets(policy: Policy, lora: LoraConfig) -> None:
     wanted = lora.target_modules
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    linear = (torch.nn.Linear, *_conv1d())
+    linear = (torch.nn.Linear, Conv1D)
     names = {n.split(".")[-1] for n, m in policy.model.named_modules() if isinstance(m, linear)}
     names.discard("lm_head")
     for name in wanted:
@@ -69,9 +71,3 @@ def _check_targets(policy: Policy, lora: LoraConfig) -> None:
                 f"lora.target_modules: the model has no linear layer {name} to adapt; expected "
                 f"all-linear or some of {', '.join(sorted(names))}"
             )
-
-
-def _conv1d() -> tuple[type, ...]:
-    from transformers.pytorch_utils import Conv1D
-
-    return (Conv1D,)

@@ -3,7 +3,8 @@
 import logging
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,39 +63,22 @@ def run_stage(
     folder: Path,
     step_offset: int,
 ) -> StageResult:
-    """Trains the policy in place; checkpoints go to `folder`, from where it continues if it can."""
+    """Trains the policy in place.
+
+    Checkpoints go to `folder`, and where an interrupted run of this stage left some there, it goes
+    on from the newest. `step_offset` is the number of optimizer steps of the run's earlier stages.
+    """
     lightning.seed_everything(seed, verbose=False)
     loader = StepLoader(train.trees, config, seed)
     module = _module(policy, stage, config, len(loader), step_offset)
     held_out = _batches(validation, config.max_tokens)
-    memory = PeakMemory()
-    callbacks: list[Callback] = [memory]
-    if config.checkpoints:
-        callbacks.append(
-            ModelCheckpoint(
-                folder,
-                filename="{step:06d}",
-                monitor="step",
-                mode="max",
-                save_top_k=config.checkpoints,
-                every_n_train_steps=config.checkpoint_every,
-                auto_insert_metric_name=False,
-            )
-        )
-    best = None
+    memory, best = PeakMemory(), _best(folder)
+    callbacks: list[Callback] = [memory, *_checkpoints(config, folder)]
     if held_out:
-        best = ModelCheckpoint(
-            folder,
-            filename="best",
-            monitor="validation/loss",
-            save_weights_only=True,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
         callbacks.append(best)
     if config.patience is not None:
+        # Said outright: Lightning takes an interval of 1 step for one of 1 epoch.
         callbacks.append(
-            # Said outright: Lightning takes an interval of 1 step for one of 1 epoch.
             EarlyStopping(
                 "validation/loss", patience=config.patience, check_on_train_epoch_end=False
             )
@@ -103,42 +87,37 @@ def run_stage(
         callbacks.append(StageBar(stage))
     if trainer_config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-    every = min(config.validate_every or len(loader), len(loader))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
+    checkpoint = _newest(folder)
+    if checkpoint is not None:
+        loader.start = int(checkpoint.stem)
+        for logger in loggers:
+            if isinstance(logger, CsvLogger):
+                logger.forget_after(step_offset + loader.start)
+    with _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if machine.accelerator == "cuda" else "cpu",
             devices=1,
             precision=machine.precision,
-            max_epochs=1,
+            max_epochs=1,  # to Lightning a stage is one epoch of optimizer steps
             logger=list(loggers),
             callbacks=callbacks,
             enable_progress_bar=trainer_config.progress,
             enable_model_summary=False,
             enable_checkpointing=bool(config.checkpoints or held_out),
             num_sanity_val_steps=0,
-            val_check_interval=every if held_out else None,
+            val_check_interval=min(config.validate_every or len(loader), len(loader)),
             limit_val_batches=None if held_out else 0,
             use_distributed_sampler=False,
-            log_every_n_steps=1,
         )
-        checkpoint = _newest(folder)
-        if checkpoint is not None:
-            loader.start = int(checkpoint.stem)
-            for logger in loggers:
-                if isinstance(logger, CsvLogger):
-                    logger.forget_after(step_offset + loader.start)
         try:
             trainer.fit(module, loader, held_out, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, with the signal switched off
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
-        if held_out and module.validated_at != module.global_step:
+        if held_out and module.validated_at != module.optimizer_steps:
             trainer.validate(module, held_out, verbose=False)
-    if best is not None and config.keep_best:
-        state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-        policy.load_state({n.removeprefix("network."): t for n, t in state.items()})
+    if config.keep_best and held_out:
+        _take_best(policy, best, module)
     policy.network.to(machine.accelerator)  # Lightning leaves it on the CPU
     folder.mkdir(parents=True, exist_ok=True)
     save_file(policy.state(), folder / LAST)
@@ -165,6 +144,54 @@ def _module(
     match stage:
         case "cpt" | "sft":
             return CLMModule(policy, stage, config, steps, step_offset)
+
+
+def _checkpoints(config: StageConfig, folder: Path) -> list[Callback]:
+    """Keeps the newest checkpoints, named by their step."""
+    if not config.checkpoints:
+        return []
+    return [
+        ModelCheckpoint(
+            folder,
+            filename="{step:06d}",
+            monitor="step",
+            mode="max",
+            save_top_k=config.checkpoints,
+            every_n_train_steps=config.checkpoint_every,
+            auto_insert_metric_name=False,
+        )
+    ]
+
+
+def _best(folder: Path) -> ModelCheckpoint:
+    """Keeps the trainable tensors of the lowest validation loss."""
+    return ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="validation/loss",
+        save_weights_only=True,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def _take_best(policy: Policy, best: ModelCheckpoint, module: TrainingModule) -> None:
+    """Puts the best tensors into the policy, unless the last ones are as good."""
+    score, last = best.best_model_score, module.validation_loss
+    if score is None or (last is not None and last <= float(score)):
+        return
+    state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    policy.load_state({n.removeprefix("network."): t for n, t in state.items()})
+    module.validation_loss = float(score)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints, which are about settings that are ours."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
 
 
 def _batches(split: Split | None, max_tokens: int) -> DataLoader[Trees] | None:
