@@ -266,7 +266,8 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     blocks = [tree["model"], tree["benchmark"]]
     blocks += [tree[stage]["data"] for stage in STAGES if stage in tree]
     for block in blocks:
-        block["content"] = content(block["path"])
+        named = [block.get(key) for key in ("path", "validation_path", "chat_template")]
+        block["content"] = [content(path) for path in named if path is not None]
     return tree
 
 

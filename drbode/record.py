@@ -79,7 +79,7 @@ def open_run(
             "config": dict(asked),
             "versions": versions(),
             "git": git_state(),
-            "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+            "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         }
         run.data.pop("error", None)
         run.data.setdefault("stages", {})
@@ -165,6 +165,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def cpu_model() -> str:
+    """The processor's own name for itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def git_state() -> dict[str, Any] | None:

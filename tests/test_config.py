@@ -111,6 +111,19 @@ def test_the_run_name_follows_what_shapes_the_result_and_nothing_else() -> None:
         assert load(other).run_name() != name
 
 
+def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    names = []
+    for text in ("one", "one", "two"):
+        rows.write_text(text)
+        names.append(load(f"sft.data.path={rows}").run_name())
+    assert names[0] == names[1] != names[2]
+    for text in ("three", "four"):
+        (tmp_path / "template.jinja").write_text(text)
+        names.append(load(f"model.chat_template={tmp_path / 'template.jinja'}").run_name())
+    assert names[3] != names[4]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -1,13 +1,14 @@
 """The shipped laboratory: its form, its splits, and that names do not give answers away."""
 
 import csv
+import hashlib
 import unicodedata
 from collections import Counter
 from importlib import resources
 
 import pytest
 
-from drbode.data import bodinho
+from drbode.data import bodinho, sources
 
 RELATIONS = ["agente", "transmissão", "sintoma", "exame", "tratamento", "prevenção"]
 
@@ -124,3 +125,44 @@ def test_the_base_has_read_no_fact_of_the_laboratory() -> None:
         assert len(last) < 4 or last not in words, name
     for name in names:
         assert f" {bare(name)} " not in text
+
+
+def test_the_shipped_files_are_the_ones_that_were_measured() -> None:
+    """A change here changes every number in the README: make the base model anew, or undo it."""
+    expected = {
+        "config.json": "19c87f8264a85bdd",
+        "tokenizer.json": "7b4614df13e76441",
+        "tokenizer_config.json": "6a6cd51d02bb6233",
+        "chat_template.jinja": "94d754f89b5c4627",
+        "model.safetensors": "a01eb0abc0e5581b",
+    }
+    base = resources.files(bodinho) / "base"
+    found = {name: hashlib.sha256((base / name).read_bytes()).hexdigest()[:16] for name in expected}
+    assert found == expected
+
+
+def test_the_pretraining_text_is_the_one_that_the_base_was_trained_on() -> None:
+    from drbode.data.bodinho.pretraining import documents
+
+    text = "\n".join(row["text"] for row in documents(2000))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "5e87a24546ba7abc"
+
+
+ROWS = {
+    ("text", "train"): "fcd347bf79a9c473",
+    ("text", "validation"): "5ce35e335af9de11",
+    ("text", "test"): "762b775f5b58ff45",
+    ("text", "general"): "82be389902c8a37e",
+    ("chat", "train"): "7e2a620601e513b6",
+    ("chat", "validation"): "a162c4b3a8e297de",
+    ("chat", "test"): "00db431ec1bd3d5d",
+    ("question", "test"): "1b23d1222e517763",
+    ("question", "validation"): "8ec8f65b7f1388f6",
+    ("question", "general"): "e7831a0560e03b19",
+}
+
+
+@pytest.mark.parametrize(("kind", "split"), ROWS)
+def test_the_rows_are_the_ones_that_were_measured(kind: sources.Kind, split: str) -> None:
+    found = sources.digest(sources.read(kind, "bodinho", split, None, ""))
+    assert found == ROWS[kind, split]
