@@ -226,7 +226,7 @@ class TrainConfig:
         return _identity(tree)
 
     def run_name(self) -> str:
-        """What was asked for and the digest of `effective`, e.g. `lora-r16-sft-3f9c21ab`."""
+        """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
         rank = f"-r{self.lora.r}" if "lora" in METHOD_BLOCKS[self.method] else ""
         return f"{self.method}{rank}-{'-'.join(self.stages)}-{digest(self.effective())}"
 

@@ -102,7 +102,7 @@ def test_an_unread_override_is_without_effect_in_a_multirun() -> None:
 
 def test_the_run_name_follows_what_shapes_the_result_and_nothing_else() -> None:
     name = load().run_name()
-    assert name.startswith("lora-r16-sft-")
+    assert name.startswith("lora-r32-sft-")
     for same in ("output_dir=elsewhere", "force=true", "logger=csv", "trainer.progress=false"):
         assert load(same).run_name() == name
     rate = load().model.learning_rates["lora"]["sft"]

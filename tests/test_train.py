@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from drbode import config, evaluate, train
+
 QUICK = [
     "sft.steps=3",
     "benchmark.questions=10",
@@ -57,8 +59,8 @@ def test_it_says_what_it_does_and_leaves_all_it_promises(lora_run: tuple[Path, s
     assert any("wandb/offline-run" in name for name in left)
     record = json.loads((run / "record.json").read_text())
     assert record["status"] == "finished"
-    assert record["config"]["sft"]["learning_rate"] == 5e-3
-    assert record["config"]["lora"]["alpha"] == 32.0
+    assert record["config"]["sft"]["learning_rate"] == 2e-3
+    assert record["config"]["lora"]["alpha"] == 64.0
     assert record["stages"]["sft"]["steps"] == 3
     assert record["stages"]["sft"]["artefact_bytes"] > 0
     assert record["stages"]["sft"]["tokens_per_second"] > 0
@@ -83,7 +85,6 @@ def test_the_same_command_again_shows_the_result(lora_run: tuple[Path, str]) -> 
 def test_the_adapter_loads_in_plain_peft_with_the_same_logits(lora_run: tuple[Path, str]) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    from drbode import config
     from drbode.models.base import load_policy
 
     run, _ = lora_run
@@ -164,12 +165,17 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
         ("train", ["output_dir=bad.jsonl"], ["output_dir", "cannot be written"]),
         ("train", ["model.chat_template=none.jinja"], ["model.chat_template", "no file"]),
         ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),
-        ("evaluate", ["benchmark.pth=x"], ["benchmark.pth", "did you mean benchmark.path"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_code_2(
-    name: str, words: list[str], expected: list[str], tmp_path: Path
+def test_bad_input_is_one_sentence_before_anything_is_trained(
+    name: str,
+    words: list[str],
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if words == ["trainer.accelerator=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
     good = {"data": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     bad = {"data": [{"role": "user", "content": "a"}]}
     (tmp_path / "bad.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
@@ -177,10 +183,19 @@ def test_bad_input_is_one_sentence_and_code_2(
     (tmp_path / "exam.jsonl").write_text(json.dumps(exam))
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    done = door(name, *words, "trainer.threads=1", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    words = [*words, "trainer.threads=1"]
+    with pytest.raises(config.BadInput) as caught:
+        {"train": train, "evaluate": evaluate}[name].job(config.compose(name, words), words, False)
+    assert "\n" not in str(caught.value)
     for word in expected:
-        assert word in errors[0]
+        assert word in str(caught.value)
+    assert not list(tmp_path.glob("outputs/*/checkpoints"))
+
+
+def test_the_door_tells_a_mistake_in_the_data_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "exam.jsonl").write_text("{")
+    done = door("evaluate", "benchmark.path=exam.jsonl", "trainer.threads=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: exam.jsonl, line 1: is no JSON")
+    assert "Traceback" not in done.stderr
