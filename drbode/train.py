@@ -73,7 +73,12 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     for stage in asked.stages:
         block = asked.stage(stage)
         longest = policy.context if block.max_length == "auto" else block.max_length
-        renderer = Renderer(policy.tokenizer, min(longest, policy.context))
+        if longest > policy.context:
+            raise config.BadInput(
+                f"{stage}.max_length: the model has positions for {policy.context} tokens, got "
+                f"{longest}; set it to auto or lower"
+            )
+        renderer = Renderer(policy.tokenizer, longest)
         splits[stage] = load_splits(stage, block.data, renderer, asked.seed)
     wrap(policy, asked.method, asked.lora, asked.seed)
     policy.network.to(machine.accelerator)

@@ -162,6 +162,7 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
         ("train", ["model.path=bert"], ["model.path", "of the family bert"]),
         ("train", ["trainer.accelerator=cuda"], ["trainer.accelerator", "no CUDA"]),
         ("train", ["lora.target_modules=[q_prj]"], ["lora.target_modules", "q_prj", "q_proj"]),
+        ("train", ["sft.max_length=9999"], ["sft.max_length", "2048", "9999"]),
         ("train", ["output_dir=bad.jsonl"], ["output_dir", "cannot be written"]),
         ("train", ["model.chat_template=none.jinja"], ["model.chat_template", "no file"]),
         ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),

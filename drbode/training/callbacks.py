@@ -46,6 +46,13 @@ class StageBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         return self.stage  # to Lightning a stage is one epoch, which says nothing here
 
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # a logger's own number
+        return metrics
+
 
 def reset_peak_rss() -> None:
     """Forgets the process's peak so far, where the kernel lets one."""
