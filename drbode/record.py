@@ -86,6 +86,7 @@ def open_run(
         run.save()
         begun = time.perf_counter()
         earlier = run.data.get("seconds", 0.0)
+        refused = False
         try:
             yield run
             run.data["status"] = "finished"
@@ -93,11 +94,15 @@ def open_run(
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             run.data["status"] = "interrupted" if stopped else "failed"
             run.data["error"] = f"{type(error).__name__}: {error}"
+            refused = isinstance(error, BadInput)
             raise
         finally:
             run.data["ended"] = _now()
             run.data["seconds"] = earlier + time.perf_counter() - begun
-            run.save()
+            if refused and not run.data["stages"] and not (folder / "checkpoints").exists():
+                shutil.rmtree(folder)  # nothing was done: a mistake leaves nothing behind
+            else:
+                run.save()
     finally:
         lock.unlink(missing_ok=True)
 

@@ -191,7 +191,7 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(
     assert "\n" not in str(caught.value)
     for word in expected:
         assert word in str(caught.value)
-    assert not list(tmp_path.glob("outputs/*/checkpoints"))
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_the_door_tells_a_mistake_in_the_data_in_one_line(tmp_path: Path) -> None:

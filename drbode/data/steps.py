@@ -70,7 +70,7 @@ def load_splits(
         held_out = sources.read(kind, data.validation_path, split, data.revision, key_held)
     elif data.path == BODINHO and data.split == "train":
         held_out = sources.read(kind, data.path, "validation", None, key)
-    elif data.validation_share:
+    elif data.validation_share and len(train) > 1:
         count = max(1, round(data.validation_share * len(train)))
         chosen = set(random.Random(seed).sample(range(len(train)), count))
         held_out = [r for i, r in enumerate(train) if i in chosen]

@@ -121,3 +121,11 @@ def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> Non
     assert (train.ledger.rows, validation.ledger.rows) == (30, 10)
     told = [{tuple(t.completions[0].ids) for t in split.trees} for split in (train, validation)]
     assert not told[0] & told[1]
+
+
+def test_a_single_row_is_trained_on_and_not_held_out(tmp_path: Any) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "only one"}')
+    data = stage(data_path=str(tmp_path / "rows.jsonl"), data_column="text").data
+    train, validation = load_splits("cpt", data, Renderer(Words(), 64), seed=0)
+    assert train.ledger.rows == 1
+    assert validation is None
