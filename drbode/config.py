@@ -16,7 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -484,13 +484,6 @@ def load(tree: Mapping[str, Any], overrides: Sequence[str], multirun: bool = Fal
     return config
 
 
-@dataclass
-class _Jobs:
-    """Exit codes of the jobs of this process, most severe last."""
-
-    codes: list[int] = field(default_factory=list)
-
-
 def open_door(
     door: str,
     job: Callable[[Mapping[str, Any], list[str], bool], None],
@@ -509,7 +502,7 @@ def open_door(
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    jobs = _Jobs()
+    codes: list[int] = []  # of the jobs that failed
 
     def one(config: DictConfig) -> None:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -521,7 +514,7 @@ def open_door(
         except Exception as error:
             # In a multirun nothing is raised: Hydra would then skip the jobs that are left.
             if multirun:
-                jobs.codes.append(2 if isinstance(error, BadInput) else 1)
+                codes.append(2 if isinstance(error, BadInput) else 1)
                 print(f"failed: {' '.join(overrides)}: {error}", file=sys.stderr)
                 if failed is not None:
                     failed(tree, overrides, error)
@@ -542,7 +535,7 @@ def open_door(
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    sys.exit(max(jobs.codes, default=0))
+    sys.exit(max(codes, default=0))
 
 
 def _explain(door: str, error: Exception) -> str:

@@ -152,10 +152,6 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     draft.replace(path)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def weight_bytes(folder: Path) -> int:
     """Size of the safetensors files in a folder."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -65,12 +65,11 @@ def tree_attention_sdpa(
             )
         )
         for branch in range(at + 2, at + 1 + len(completions)):
-            pieces = (at, branch) if prompt else (branch,)
             outputs.append(
                 scaled_dot_product_attention(
                     queries[branch],
-                    _joined([keys[i] for i in pieces]),
-                    _joined([values[i] for i in pieces]),
+                    _joined((keys[at], keys[branch])),
+                    _joined((values[at], values[branch])),
                     attn_mask=_lower_right(prompt, queries[branch].shape[2], query.device),
                     dropout_p=dropout,
                     scale=scaling,
