@@ -63,6 +63,7 @@ class ModelConfig:
     init: Literal["pretrained", "random"]
     dtype: Auto | Literal["fp32", "bf16"]
     attention: Auto | Literal["sdpa", "flex"]
+    quantization: Auto | Literal["none"]
     chat_template: str | None
     trust_remote_code: bool
     learning_rates: dict[str, dict[str, Positive]]
@@ -79,11 +80,15 @@ class DataConfig:
     column: str
 
 
+Optimizer = Literal["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """What every stage that trains on rows has in common; `cpt` and `sft` are exactly this."""
 
     learning_rate: Auto | Positive
+    optimizer: Auto | Optimizer
     schedule: Literal["constant", "linear", "cosine"]
     warmup_ratio: Share
     weight_decay: NotNegative
@@ -109,6 +114,29 @@ class LoraConfig:
     alpha: Auto | Positive
     dropout: Annotated[float, Range(0, 0.9999999)]
     target_modules: str | list[str]
+    exclude_modules: list[str] | None
+    layers_to_transform: list[CountOrZero] | None
+    rank_pattern: dict[str, Count] | None
+    alpha_pattern: dict[str, Positive] | None
+    bias: Literal["none", "all", "lora_only"]
+    lora_bias: bool
+    use_rslora: bool
+    use_dora: bool
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa"]
+
+
+@dataclass(frozen=True)
+class QloraConfig:
+    quant_type: Literal["nf4", "fp4"]
+    double_quantization: bool
+    compute_dtype: Auto | Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    bottleneck: Count
+    placement: Literal["houlsby", "pfeiffer"]
+    activation: Literal["gelu", "relu", "silu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -138,11 +166,17 @@ class WandbConfig:
 
 
 Stage = Literal["cpt", "sft"]
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "qlora", "adapter", "bitfit"]
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 # The blocks of the tree that a method reads; a stage reads the block of its own name.
-METHOD_BLOCKS: dict[Method, tuple[str, ...]] = {"full": (), "lora": ("lora",)}
+METHOD_BLOCKS: dict[Method, tuple[str, ...]] = {
+    "full": (),
+    "lora": ("lora",),
+    "qlora": ("lora", "qlora"),
+    "adapter": ("adapter",),
+    "bitfit": (),
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +190,8 @@ class TrainConfig:
     method: Method
     model: ModelConfig
     lora: LoraConfig
+    qlora: QloraConfig
+    adapter: AdapterConfig
     cpt: StageConfig
     sft: StageConfig
     benchmark: BenchmarkConfig
@@ -171,6 +207,16 @@ class TrainConfig:
             for stage in dict.fromkeys(self.stages)
             if self.stages.count(stage) > 1
         ]
+        if self.method == "qlora" and self.model.quantization == "none":
+            problems.append(
+                "model.quantization: method qlora trains on a quantized base, got none; leave it "
+                "on auto, or choose method=lora"
+            )
+        if self.method == "qlora" and self.model.init == "random":
+            problems.append(
+                "model.init: method qlora quantizes weights that are there, got random; leave it "
+                "on pretrained"
+            )
         for stage in self.stages:
             block = self.stage(stage)
             if block.steps is not None and block.tokens is not None:
@@ -227,7 +273,9 @@ class TrainConfig:
 
     def run_name(self) -> str:
         """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
-        rank = f"-r{self.lora.r}" if "lora" in METHOD_BLOCKS[self.method] else ""
+        blocks = METHOD_BLOCKS[self.method]
+        rank = f"-r{self.lora.r}" if "lora" in blocks else ""
+        rank += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""
         return f"{self.method}{rank}-{'-'.join(self.stages)}-{digest(self.effective())}"
 
 
@@ -374,6 +422,11 @@ def _convert_scalar(kind: Any, value: Any) -> tuple[bool, Any]:
     if origin is list:
         ok = isinstance(value, list) and all(_convert_scalar(args[0], v)[0] for v in value)
         return ok, value
+    if origin is dict:
+        ok = isinstance(value, Mapping) and all(
+            _convert_scalar(args[1], v)[0] for v in value.values()
+        )
+        return ok, value
     if kind is type(None):
         return value is None, None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -396,7 +449,7 @@ def _describe(kind: Any) -> str:
     if origin is list:
         return f"a list of {_describe(args[0])}"
     if origin is dict:
-        return "a block of keys"
+        return f"{{name: {_describe(args[1])}}}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return "null" if kind is type(None) else names.get(kind, str(kind))
 

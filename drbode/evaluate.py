@@ -32,12 +32,17 @@ def _evaluate(asked: EvaluateConfig, run: "Run") -> None:
     from drbode.data.prompts import Renderer
     from drbode.evaluation import multiple_choice
     from drbode.models import machine as machines
-    from drbode.models.base import load_policy
+    from drbode.models.base import load_policy, quantization_of
     from drbode.reporting import terminal
 
     machine = machines.resolve(asked.trainer, asked.model, None)
     benchmark = multiple_choice.load_benchmark(asked.benchmark)
-    policy = load_policy(asked.model, machine.torch_dtype, machine.attention)
+    policy = load_policy(
+        asked.model,
+        machine.torch_dtype,
+        machine.attention,
+        quantization=quantization_of(asked.model),
+    )
     policy.network.to(machine.accelerator)
     terminal.show_plan(
         {

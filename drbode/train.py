@@ -1,6 +1,7 @@
 """python -m drbode.train: takes a model through stages of training, measured before and after."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +61,29 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.data.steps import load_splits
     from drbode.evaluation import multiple_choice
     from drbode.models import machine as machines
-    from drbode.models.base import load_policy
+    from drbode.models.base import load_policy, quantization_of
     from drbode.models.methods import wrap
     from drbode.reporting import plots
     from drbode.training.loggers import open_loggers
     from drbode.training.stages import restore_stage, run_stage
 
     machine = machines.resolve(asked.trainer, asked.model, asked.method)
+    stages = {
+        stage: replace(block, optimizer=machine.optimizer(stage, block, asked.method))
+        for stage, block in ((stage, asked.stage(stage)) for stage in asked.stages)
+    }
+    if asked.method != "qlora" and quantization_of(asked.model) is not None:
+        raise config.BadInput(
+            f"method: model.path is an adapter trained on a quantized base, got {asked.method}; "
+            "choose method=qlora, or model.quantization=none to train it on the plain base"
+        )
+    quantization = machine.quantization(asked.qlora) if asked.method == "qlora" else None
     benchmark = multiple_choice.load_benchmark(asked.benchmark)
-    policy = load_policy(asked.model, machine.torch_dtype, machine.attention, asked.seed)
+    policy = load_policy(
+        asked.model, machine.torch_dtype, machine.attention, asked.seed, quantization
+    )
     splits = {}
-    for stage in asked.stages:
-        block = asked.stage(stage)
+    for stage, block in stages.items():
         longest = policy.context if block.max_length == "auto" else block.max_length
         if longest > policy.context:
             raise config.BadInput(
@@ -80,7 +92,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             )
         renderer = Renderer(policy.tokenizer, longest)
         splits[stage] = load_splits(stage, block.data, renderer, asked.seed)
-    wrap(policy, asked.method, asked.lora, asked.seed)
+    wrap(policy, asked)
     policy.network.to(machine.accelerator)
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
@@ -109,7 +121,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     run.data["base"] = {"summary": multiple_choice.summarise(base)}
     steps = 0
     with open_loggers(run.folder, asked.wandb) as loggers:
-        for stage in asked.stages:
+        for stage, block in stages.items():
             checkpoints = run.folder / "checkpoints" / stage
             if stage in run.data["stages"]:
                 restore_stage(policy, checkpoints)
@@ -119,7 +131,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             result = run_stage(
                 policy,
                 stage,
-                asked.stage(stage),
+                block,
                 train_rows,
                 validation_rows,
                 seed=asked.seed,

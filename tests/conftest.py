@@ -11,6 +11,8 @@ install_import_hook(
     ["drbode.objectives", "drbode.models", "drbode.data.trees"], "beartype.beartype"
 )
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -23,9 +25,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from drbode import config
+
 VOCABULARY = 97
 
 torch.set_num_threads(1)  # what the tests compute is too small to share out
+
+
+@cache
+def asked(*overrides: str) -> config.TrainConfig:
+    """What the train door is asked for by these words, every `auto` resolved."""
+    return config.load(config.compose("train", overrides), overrides).resolved()
 
 
 def tiny(family: str) -> nn.Module:

@@ -1,5 +1,6 @@
 """The network and its tokenizer: found, loaded, and run on packed trees."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.nn import Params4bit
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
-from drbode.config import BODINHO, BadInput, ModelConfig
+import drbode.models.adapters  # noqa: F401 -- registers its methods, so that peft can load them
+from drbode.config import BODINHO, BadInput, ModelConfig, QloraConfig, build
 from drbode.models.attention import NAMES, Layout
 from drbode.objectives.logps import token_logps
 
 # Families whose attention goes through transformers' interface and whose rule is plain causal.
 FAMILIES = ("qwen3", "llama", "gpt2")
 
+QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
+
 Attention = Literal["sdpa", "flex"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 logging.disable_progress_bar()  # a bar for a shard of weights tells nobody anything
 
@@ -38,6 +44,7 @@ class Policy:
     network: nn.Module
     tokenizer: Any
     attention: Attention = "sdpa"
+    quantization: QloraConfig | None = None  # how the frozen weights are held
 
     def __post_init__(self) -> None:
         self.model.set_attn_implementation(NAMES[self.attention])
@@ -91,10 +98,14 @@ class Policy:
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     def count(self) -> tuple[int, int]:
-        """Parameters that train, and all parameters; a tied tensor is counted once."""
+        """Parameters that train, and all parameters; a tied tensor is counted once.
+
+        A tensor that holds two 4-bit weights in a byte counts for what it stands for.
+        """
         parameters = list(self.network.parameters())
         return sum(p.numel() for p in parameters if p.requires_grad), sum(
-            p.numel() for p in parameters
+            p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel()
+            for p in parameters
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -143,6 +154,9 @@ class Policy:
         finally:
             self.model.set_attn_implementation(NAMES[self.attention])
         self.tokenizer.save_pretrained(str(folder))
+        if self.quantization is not None and isinstance(self.network, PeftModel):
+            held = json.dumps(dataclasses.asdict(self.quantization), indent=1)
+            (folder / QUANTIZATION).write_text(held + "\n")
 
 
 def bodinho_folder() -> Path:
@@ -169,13 +183,28 @@ def _location(path: str) -> str:
     return str(bodinho_folder()) if path == BODINHO else path
 
 
-def load_policy(
-    config: ModelConfig, dtype: torch.dtype, attention: Attention, seed: int = 0
-) -> Policy:
-    """The base network (an adapter's folder: with the adapter, frozen) and its tokenizer.
+def quantization_of(config: ModelConfig) -> QloraConfig | None:
+    """How the base of the adapter in `model.path` was held when it was trained."""
+    described = Path(config.path) / QUANTIZATION
+    if config.quantization == "none" or not described.is_file():
+        return None
+    try:
+        return build(QloraConfig, json.loads(described.read_text()))
+    except (ValueError, BadInput) as error:
+        raise BadInput(f"model.path: {described} is damaged ({error})") from None
 
-    Raises BadInput where the model is not to be had, is of a family that the tree attention does
-    not know, or is damaged.
+
+def load_policy(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    attention: Attention,
+    seed: int = 0,
+    quantization: QloraConfig | None = None,
+) -> Policy:
+    """The base network (an adapter's folder: with the adapter) and its tokenizer.
+
+    The base is held in 4 bits where `quantization` says how. Raises BadInput where the model is not
+    to be had, is of a family that the tree attention does not know, or is damaged.
     """
     base = adapter_base(config.path)
     path = _location(base or config.path)
@@ -190,11 +219,13 @@ def load_policy(
             torch.manual_seed(seed)
             network = AutoModelForCausalLM.from_config(described, dtype=dtype)
         else:
+            if quantization is not None:
+                options["quantization_config"] = _bits_and_bytes(quantization)
             network = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
             )
         if base:
-            network = PeftModel.from_pretrained(network, config.path)
+            network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise BadInput(
@@ -207,7 +238,17 @@ def load_policy(
         if not template.is_file():
             raise BadInput(f"model.chat_template: there is no file {template}")
         tokenizer.chat_template = template.read_text()
-    return Policy(network, tokenizer, attention)
+    return Policy(network, tokenizer, attention, quantization)
+
+
+def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:
+    assert quantization.compute_dtype != "auto", "resolved by the machine"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.quant_type,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=DTYPES[quantization.compute_dtype],
+    )
 
 
 def _check_family(described: Any, path: str) -> None:

@@ -1,14 +1,21 @@
 """Where the program computes: every `auto` that depends on the machine, resolved once."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from drbode.config import BadInput, Method, ModelConfig, TrainerConfig
-from drbode.models.base import Attention
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from drbode.config import (
+    BadInput,
+    Method,
+    ModelConfig,
+    Optimizer,
+    QloraConfig,
+    Stage,
+    StageConfig,
+    TrainerConfig,
+)
+from drbode.models.base import DTYPES, Attention
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,24 @@ class Machine:
         return torch.autocast(
             self.accelerator, torch.bfloat16, enabled=self.precision == "bf16-mixed"
         )
+
+    def optimizer(self, stage: Stage, asked: StageConfig, method: Method) -> Optimizer:
+        """What a stage's `optimizer: auto` comes to. Raises BadInput for a paged one on a CPU."""
+        if asked.optimizer == "auto":
+            paged = method == "qlora" and self.accelerator == "cuda"
+            return "paged_adamw_32bit" if paged else "adamw"
+        if asked.optimizer != "adamw" and self.accelerator != "cuda":
+            raise BadInput(
+                f"{stage}.optimizer: {asked.optimizer} moves its state between GPU and CPU memory "
+                "and there is no CUDA device; set it to auto or adamw"
+            )
+        return asked.optimizer
+
+    def quantization(self, asked: QloraConfig) -> QloraConfig:
+        """The same with its compute dtype resolved."""
+        if asked.compute_dtype != "auto":
+            return asked
+        return replace(asked, compute_dtype="bf16" if self.accelerator == "cuda" else "fp32")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

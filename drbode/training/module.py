@@ -3,15 +3,16 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import bitsandbytes
 import lightning
 import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from drbode.config import Stage, StageConfig
+from drbode.config import Optimizer, Stage, StageConfig
 from drbode.data.steps import Step
 from drbode.data.trees import Trees
 from drbode.models.base import Policy
@@ -56,14 +57,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         """The objective, summed over the supervised tokens of a micro-batch."""
 
     def configure_optimizers(self) -> Any:
-        rate, (beta1, beta2) = self.config.learning_rate, self.config.betas
-        assert rate != "auto", "resolved at the door"
-        optimizer = torch.optim.AdamW(
-            self.policy.trainable().values(),
-            lr=rate,
-            betas=(beta1, beta2),
-            weight_decay=self.config.weight_decay,
-        )
+        optimizer = _adamw(self.policy.trainable().values(), self.config)
         schedule = get_scheduler(
             "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule,
             optimizer,
@@ -156,6 +150,24 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.tokens_seen = ours["tokens_seen"]
         self.seconds = ours["seconds"]
         self._rng = ours["rng"]
+
+
+def _adamw(parameters: Iterable[torch.nn.Parameter], config: StageConfig) -> torch.optim.Optimizer:
+    """AdamW, its state in plain memory or in pages that move between GPU and CPU (QLoRA)."""
+    rate, (beta1, beta2) = config.learning_rate, config.betas
+    assert rate != "auto", "resolved at the door"
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (beta1, beta2),
+        "weight_decay": config.weight_decay,
+    }
+    assert config.optimizer != "auto", "resolved by the machine"
+    kinds: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "paged_adamw_32bit": bitsandbytes.optim.PagedAdamW32bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }
+    return kinds[config.optimizer](parameters, **options)
 
 
 class _Window:

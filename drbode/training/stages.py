@@ -44,6 +44,7 @@ class StageResult:
     train_loss: float
     validation_loss: float | None
     ended_by: str
+    optimizer: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,6 +131,7 @@ def run_stage(
         train_loss=module.train_loss,
         validation_loss=module.validation_loss,
         ended_by=_ended_by(config, module.optimizer_steps < len(loader)),
+        optimizer=config.optimizer,
     )
 
 

@@ -129,12 +129,13 @@ def make_network() -> Any:
 
 def make_policy() -> Any:
     """The network with its adapter, as drbode holds it; `run_trl` draws the same one."""
-    from drbode.config import LoraConfig
+    from drbode import config
     from drbode.models.base import Policy
     from drbode.models.methods import wrap
 
     policy = Policy(make_network(), tokenizer=None)
-    wrap(policy, "lora", LoraConfig(16, 32.0, 0.0, "all-linear"), SEED)
+    words = ["lora.r=16", f"seed={SEED}"]
+    wrap(policy, config.load(config.compose("train", words), words).resolved())
     return policy
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drbode import config
-from drbode.config import LoraConfig, StageConfig
+from drbode.config import StageConfig
 from drbode.data.steps import Ledger, Split, StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
@@ -17,15 +17,16 @@ from drbode.models.methods import wrap
 from drbode.training import stages
 from drbode.training.callbacks import CsvLogger
 from drbode.training.stages import restore_stage, run_stage
-from tests.conftest import VOCABULARY, tiny
+from tests.conftest import VOCABULARY, asked, tiny
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 
 
 def block(**changes: Any) -> StageConfig:
-    plain = config.build(config.TrainConfig, config.compose("train")).sft
+    plain = asked().sft
     small = {
         "learning_rate": 1e-2,
+        "optimizer": "adamw",
         "global_batch_size": 8,
         "epochs": 2.0,
         "validate_every": None,
@@ -49,7 +50,8 @@ def split(count: int = 20) -> Split:
 
 def policy(method: Any = "lora", dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), None)
-    wrap(made, method, LoraConfig(4, 8.0, dropout, "all-linear"), seed=0)
+    lora = ("lora.r=4", f"lora.dropout={dropout}") if method == "lora" else ()
+    wrap(made, asked(f"method={method}", *lora))
     return made
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from drbode.config import DataConfig, LoraConfig, StageConfig, TrainerConfig
+from drbode.config import DataConfig, StageConfig, TrainerConfig
 from drbode.data.steps import Ledger, Split, StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
@@ -31,12 +31,13 @@ from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import module as training
 from drbode.training.stages import LAST, run_stage
-from tests.conftest import VOCABULARY, tiny
+from tests.conftest import VOCABULARY, asked, tiny
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3
 WARMUP_STEPS = 2
 
 STAGE = StageConfig(
+    optimizer="adamw",
     learning_rate=0.01,  # large, so that the losses move far within the twenty steps
     schedule="linear",
     warmup_ratio=WARMUP_STEPS / STEPS,
@@ -64,7 +65,6 @@ STAGE = StageConfig(
         column="data",
     ),
 )
-LORA = LoraConfig(r=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
 
 
 class Kept(Logger):
@@ -144,10 +144,10 @@ def in_trl(
         network,
         PeftLora(
             task_type="CAUSAL_LM",
-            r=LORA.r,
+            r=4,
             lora_alpha=8,
-            lora_dropout=LORA.dropout,
-            target_modules=LORA.target_modules,
+            lora_dropout=0.0,
+            target_modules="all-linear",
         ),
     )
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
@@ -206,7 +206,7 @@ def test_twenty_steps_equal_trl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     network = tiny("qwen3")
     theirs_network = copy.deepcopy(network)
     policy = Policy(network, tokenizer=None)
-    wrap(policy, "lora", LORA, SEED)
+    wrap(policy, asked("lora.r=4", f"seed={SEED}"))
     # peft starts B at zero, where A has no gradient; off it, every tensor matters from step one.
     torch.manual_seed(SEED)
     for parameter in policy.trainable().values():
