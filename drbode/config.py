@@ -85,7 +85,7 @@ Optimizer = Literal["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What every stage that trains on rows has in common; `cpt` and `sft` are exactly this."""
+    """What every stage that trains on rows has in common; `cpt` is exactly this."""
 
     learning_rate: Auto | Positive
     optimizer: Auto | Optimizer
@@ -106,6 +106,11 @@ class StageConfig:
     checkpoint_every: Count
     checkpoints: CountOrZero
     data: DataConfig
+
+
+@dataclass(frozen=True)
+class SftConfig(StageConfig):
+    format: Literal["chat", "chapter"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ class TrainConfig:
     qlora: QloraConfig
     adapter: AdapterConfig
     cpt: StageConfig
-    sft: StageConfig
+    sft: SftConfig
     benchmark: BenchmarkConfig
     trainer: TrainerConfig
     wandb: WandbConfig

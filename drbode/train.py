@@ -91,7 +91,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 f"{longest}; set it to auto or lower"
             )
         renderer = Renderer(policy.tokenizer, longest)
-        splits[stage] = load_splits(stage, block.data, renderer, asked.seed)
+        splits[stage] = load_splits(stage, block, renderer, asked.seed)
     wrap(policy, asked)
     policy.network.to(machine.accelerator)
     trainable, total = policy.count()

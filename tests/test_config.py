@@ -129,7 +129,7 @@ def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
     [
         (["lora.rr=3"], ["lora.rr", "did you mean lora.r"]),
         (["methd=lora"], ["methd", "did you mean method?"]),
-        (["method=lorra"], ["method", "full, lora or qlora", "did you mean lora?"]),
+        (["method=lorra"], ["method", "lora or qlora", "did you mean lora"]),
         (["lora.r"], ["'lora.r'", "key=value"]),
         (["lora.r=[1"], ["[1", "key=value"]),
         (["lora.r=0"], ["lora.r", "at least 1"]),

@@ -85,6 +85,18 @@ class Renderer:
             so_far = prompt + message.content + end_text
         return Rendered(trees)
 
+    def lines(self, row: Chat) -> Rendered:
+        """The conversation as lines of `Role: content`, every token supervised, without an end.
+
+        The chapter's way (section 3.5.4): neither the format its benchmark asks in nor one that
+        teaches a model to stop. A row that is too long keeps its start.
+        """
+        text = "\n".join(f"{m.role.capitalize()}: {m.content}" for m in row.messages)
+        ids = self.tokenizer(text)["input_ids"]
+        part = ids[: self.max_length]
+        tree = Tree([], [Completion(part, [True] * len(part))])
+        return Rendered([tree], cut=len(part) < len(ids))
+
     def alternatives(self, row: Question) -> Rendered:
         """The question as prompt, the text of each alternative as a completion, no end token.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from drbode.config import BODINHO, BadInput, DataConfig, Stage, StageConfig
+from drbode.config import BODINHO, BadInput, SftConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_text
@@ -53,14 +53,15 @@ class Step:
 
 
 def load_splits(
-    stage: Stage, data: DataConfig, renderer: Renderer, seed: int
+    stage: Stage, block: StageConfig, renderer: Renderer, seed: int
 ) -> tuple[Split, Split | None]:
     """Training and validation rows of a stage, rendered.
 
     Validation rows come from `validation_path`, from bodinho's own split, or are held out of the
     training rows. Raises BadInput where no supervised token is left.
     """
-    kind: sources.Kind = "text" if stage == "cpt" else "chat"
+    data = block.data
+    kind, render = _reader(stage, block, renderer)
     key = f"{stage}.data.path"
     train = sources.read(kind, data.path, data.split, data.revision, key)
     held_out: list[sources.Record] = []
@@ -75,14 +76,7 @@ def load_splits(
         chosen = set(random.Random(seed).sample(range(len(train)), count))
         held_out = [r for i, r in enumerate(train) if i in chosen]
         train = [r for i, r in enumerate(train) if i not in chosen]
-    train = sources.sample(train, data.rows, seed)
-
-    def render(where: str, fields: Any) -> Rendered:
-        if stage == "cpt":
-            return renderer.text(parse_text(fields, where, data.column))
-        return renderer.chat(parse_chat(fields, where, data.column))
-
-    kept = _render(train, render)
+    kept = _render(sources.sample(train, data.rows, seed), render)
     if not kept.trees:
         why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
         raise BadInput(
@@ -93,7 +87,22 @@ def load_splits(
     return kept, validation if validation and validation.trees else None
 
 
-def _render(records: list[sources.Record], render: Callable[[str, Any], Rendered]) -> Split:
+Render = Callable[[str, Any], Rendered]
+
+
+def _reader(stage: Stage, block: StageConfig, renderer: Renderer) -> tuple[sources.Kind, Render]:
+    """The kind of rows that a stage reads, and what makes trees of one."""
+    column = block.data.column
+    match stage:
+        case "cpt":
+            return "text", lambda where, row: renderer.text(parse_text(row, where, column))
+        case "sft" if isinstance(block, SftConfig) and block.format == "chapter":
+            return "chat", lambda where, row: renderer.lines(parse_chat(row, where, column))
+        case "sft":
+            return "chat", lambda where, row: renderer.chat(parse_chat(row, where, column))
+
+
+def _render(records: list[sources.Record], render: Render) -> Split:
     ledger = Ledger(rows=len(records), digest=sources.digest(records))
     trees: list[Tree] = []
     for where, fields in records:
@@ -102,6 +111,7 @@ def _render(records: list[sources.Record], render: Callable[[str, Any], Rendered
         if rendered.dropped:
             ledger.dropped[rendered.dropped] = ledger.dropped.get(rendered.dropped, 0) + 1
         trees += rendered.trees
+    trees = [tree._replace(row=row) for row, tree in enumerate(trees)]
     ledger.sequences = len(trees)
     ledger.tokens = sum(t.tokens for t in trees)
     ledger.supervised = sum(t.supervised for t in trees)

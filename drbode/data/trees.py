@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -19,11 +19,13 @@ class Completion(NamedTuple):
 class Tree(NamedTuple):
     """A prompt and the completions that branch off its end; the prompt may be empty.
 
-    With an empty prompt a completion's first token follows nothing, and is not predicted.
+    With an empty prompt a completion's first token follows nothing, and is not predicted. `row` is
+    its place in the split that it belongs to.
     """
 
     prompt: list[int]
     completions: list[Completion]
+    row: int = 0
 
     @property
     def tokens(self) -> int:
@@ -50,6 +52,7 @@ class Trees:
     sources: Int[Tensor, " supervised"]  # index of the token whose hidden state predicts
     targets: Int[Tensor, " supervised"]  # id of the token that is predicted
     owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
+    rows: Int[Tensor, " trees"]  # place of each tree in its split
 
     @property
     def tokens(self) -> int:
@@ -72,10 +75,25 @@ class Trees:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Trees":
         moved = (
             t.to(device, non_blocking=non_blocking)
-            for t in (self.input_ids, self.positions, self.sources, self.targets, self.owners)
+            for t in (
+                self.input_ids,
+                self.positions,
+                self.sources,
+                self.targets,
+                self.owners,
+                self.rows,
+            )
         )
-        ids, positions, sources, targets, owners = moved
-        return Trees(ids, positions, self.layout, sources, targets, owners)
+        ids, positions, sources, targets, owners, rows = moved
+        return Trees(ids, positions, self.layout, sources, targets, owners, rows)
+
+    def sums(self, logps: Float[Tensor, " supervised"]) -> Float[Tensor, " completions"]:
+        """Each completion's logp: the sum over its supervised tokens."""
+        return logps.new_zeros(self.completions).index_add(0, self.owners, logps)
+
+    def lengths(self) -> Int[Tensor, " completions"]:
+        """Each completion's number of supervised tokens."""
+        return torch.bincount(self.owners, minlength=self.completions)
 
 
 def pack(trees: Sequence[Tree]) -> Trees:
@@ -108,6 +126,7 @@ def pack(trees: Sequence[Tree]) -> Trees:
         torch.tensor(sources, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
+        torch.tensor([tree.row for tree in trees], dtype=torch.long),
     )
 
 

@@ -98,9 +98,7 @@ def answer(
         for group in within((r.trees[0] for r in rendered), max_tokens):
             batch = pack(group).to(policy.device)
             logps = policy.logps(**batch.inputs()).double()
-            sums = logps.new_zeros(batch.completions).index_add_(0, batch.owners, logps)
-            lengths = torch.bincount(batch.owners, minlength=batch.completions)
-            scores += (sums / lengths).tolist()
+            scores += (batch.sums(logps) / batch.lengths()).tolist()
     policy.network.train(training)
     answers = []
     at = 0

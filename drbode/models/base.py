@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from bitsandbytes.nn import Params4bit
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -27,27 +27,33 @@ FAMILIES = ("qwen3", "llama", "gpt2")
 
 QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
 
+T = TypeVar("T")
 Attention = Literal["sdpa", "flex"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 logging.disable_progress_bar()  # a bar for a shard of weights tells nobody anything
 
 
-@dataclass
-class Policy:
+class Policy(nn.Module):
     """A causal language model as drbode uses it: hidden states of trees, and their logps.
 
     `network` is the transformers model, or the peft model around it; which of its tensors train is
-    written in their `requires_grad`.
+    written in their `requires_grad`. `quantization` says how the frozen ones are held.
     """
 
-    network: nn.Module
-    tokenizer: Any
-    attention: Attention = "sdpa"
-    quantization: QloraConfig | None = None  # how the frozen weights are held
-
-    def __post_init__(self) -> None:
-        self.model.set_attn_implementation(NAMES[self.attention])
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        attention: Attention = "sdpa",
+        quantization: QloraConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.attention = attention
+        self.quantization = quantization
+        self.model.set_attn_implementation(NAMES[attention])
 
     @property
     def model(self) -> Any:
@@ -93,6 +99,21 @@ class Policy:
         hidden = self.hidden(input_ids, positions, layout)
         head = self.model.get_output_embeddings()
         return token_logps(hidden[sources], head.weight, targets, getattr(head, "bias", None))
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        """What `under` calls, through torch.func."""
+        return compute()
+
+    def under(self, state: Mapping[str, Tensor], compute: Callable[[], T]) -> T:
+        """Runs `compute`, which uses this policy, with other values of the trainable tensors.
+
+        So one network plays policy, reference and reward model, whatever the method. No gradient
+        is kept: recomputation under checkpointing would see the wrong tensors.
+        """
+        values = {f"network.{name}": tensor for name, tensor in state.items()}
+        with torch.no_grad():
+            result: T = functional_call(self, values, (compute,))
+        return result
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}

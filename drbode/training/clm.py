@@ -1,14 +1,15 @@
 """Stages `cpt` and `sft`: causal language modelling on documents, or on assistant turns."""
 
-from torch import Tensor
-
 from drbode.data.trees import Trees
 from drbode.objectives.clm import clm_loss
-from drbode.training.module import TrainingModule
+from drbode.training.module import Sums, TrainingModule
 
 
 class CLMModule(TrainingModule):
     """Minimises the negative log-likelihood of the supervised tokens (T1, T4)."""
 
-    def loss_sum(self, batch: Trees) -> Tensor:
-        return clm_loss(self.policy.logps(**batch.inputs()))
+    def sums(self, batch: Trees) -> Sums:
+        return Sums(clm_loss(self.policy.logps(**batch.inputs())))
+
+    def units(self, batch: Trees) -> int:
+        return len(batch.targets)

@@ -4,7 +4,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import bitsandbytes
 import lightning
@@ -20,13 +21,20 @@ from drbode.models.base import Policy
 LOG_EVERY = 10  # steps that a logged training metric is averaged over
 
 
+class Sums(NamedTuple):
+    """An objective, and what is logged beside it, summed over the units of a batch."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
+
+
 class TrainingModule(lightning.LightningModule, ABC):
     """Trains a policy by whole optimizer steps.
 
-    The loss of a step is summed over its micro-batches and divided once by the step's supervised
-    tokens, so how the rows are split into micro-batches changes nothing. Optimization is manual,
-    for the number of micro-batches of a step varies with the lengths of its rows. `step_offset` is
-    the number of optimizer steps of the run's earlier stages.
+    The loss of a step is summed over its micro-batches and divided once by the step's units
+    (supervised tokens, or pairs), so how the rows are split into micro-batches changes nothing.
+    Optimization is manual, for the number of micro-batches of a step varies with the lengths of its
+    rows. `step_offset` is the number of optimizer steps of the run's earlier stages.
     """
 
     def __init__(
@@ -36,7 +44,6 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the trainable tensors alone
         self.policy = policy
-        self.network = policy.network
         self.stage = stage
         self.config = config
         self.steps = steps
@@ -45,16 +52,21 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.tokens_seen = 0
         self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
         self.train_loss = self.tokens_per_second = math.nan  # of the last steps logged
-        self.validation_loss: float | None = None
+        self.validation: dict[str, float] = {}  # of the last validation
+        self.best_validation: dict[str, float] = {}  # of the lowest loss
         self.validated_at: int | None = None
         self._window = _Window()
         self._paused = 0.0
         self._rng: Tensor | None = None
-        self._held_out = torch.zeros(2, dtype=torch.float64)
+        self._held_out = Totals()
 
     @abstractmethod
-    def loss_sum(self, batch: Trees) -> Tensor:
-        """The objective, summed over the supervised tokens of a micro-batch."""
+    def sums(self, batch: Trees) -> Sums:
+        """The objective and its metrics, summed over the units of a micro-batch."""
+
+    @abstractmethod
+    def units(self, batch: Trees) -> int:
+        """What a mean is taken over: supervised tokens, pairs."""
 
     def configure_optimizers(self) -> Any:
         optimizer = _adamw(self.policy.trainable().values(), self.config)
@@ -73,11 +85,11 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def training_step(self, step: Step, _index: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        total = torch.zeros((), device=self.device)
+        units = sum(self.units(batch) for batch in step.batches)
         for batch in step.batches:
-            loss = self.loss_sum(batch)
-            self.manual_backward(loss / step.supervised)
-            total += loss.detach()
+            sums = self.sums(batch)
+            self.manual_backward(sums.loss / units)
+            self._window.totals.add(sums, self.units(batch))
         norm = self._clip(optimizer)
         rate = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
@@ -85,7 +97,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.optimizer_steps += 1
         self.tokens_seen += step.tokens
-        self._window.add(total, step, norm)
+        self._window.add(step, norm)
         if self._window.count == LOG_EVERY or self.optimizer_steps == self.steps:
             self._close_window(rate)
             self.log("loss", self.train_loss, prog_bar=True, logger=False)
@@ -112,20 +124,25 @@ class TrainingModule(lightning.LightningModule, ABC):
         return float(norm)
 
     def validation_step(self, batch: Trees, _index: int) -> None:
-        self._held_out[0] += float(self.loss_sum(batch))
-        self._held_out[1] += len(batch.targets)
+        self._held_out.add(self.sums(batch), self.units(batch))
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out.zero_()
+        self._held_out = Totals()
         self._paused = time.perf_counter()
 
     def on_validation_epoch_end(self) -> None:
-        """The loss a token over all validation rows: sums are divided once."""
-        loss = float(self._held_out[0] / self._held_out[1])
-        self.validation_loss, self.validated_at = loss, self.optimizer_steps
+        """The means over all validation rows: sums are divided once."""
+        self.validation = self._held_out.means() | self.held_out_metrics()
+        self.validated_at = self.optimizer_steps
+        if self.validation["loss"] < self.best_validation.get("loss", math.inf):
+            self.best_validation = self.validation
         self._window.began += time.perf_counter() - self._paused
-        self.log("validation/loss", loss, prog_bar=True, logger=False)
-        self.write("validation", {"loss": loss})
+        self.log("validation/loss", self.validation["loss"], prog_bar=True, logger=False)
+        self.write("validation", self.validation)
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What an objective measures beside the means of its sums at the end of a validation."""
+        return {}
 
     def write(self, split: str, metrics: Mapping[str, float]) -> None:
         """Logs under `stage/split/name` against the run's cumulative optimizer step."""
@@ -134,7 +151,7 @@ class TrainingModule(lightning.LightningModule, ABC):
             logger.log_metrics(named, step=self.step_offset + self.optimizer_steps)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {f"network.{n}": p.detach() for n, p in self.policy.trainable().items()}
+        return {f"policy.network.{n}": p.detach() for n, p in self.policy.trainable().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["drbode"] = {
@@ -170,12 +187,29 @@ def _adamw(parameters: Iterable[torch.nn.Parameter], config: StageConfig) -> tor
     return kinds[config.optimizer](parameters, **options)
 
 
+class Totals:
+    """Sums over batches, and the number of units they are divided by, once."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.units = 0
+
+    def add(self, sums: Sums, units: int) -> None:
+        for name, value in {"loss": sums.loss, **sums.metrics}.items():
+            before = self.sums.get(name)
+            self.sums[name] = value.detach() if before is None else before + value.detach()
+        self.units += units
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.units for name, total in self.sums.items()}
+
+
 class _Window:
     """Sums over the steps since metrics were last logged."""
 
     def __init__(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.supervised = self.tokens = self.count = 0
+        self.totals = Totals()
+        self.tokens = self.count = 0
         self.norm = 0.0
         self.began = time.perf_counter()
 
@@ -183,18 +217,16 @@ class _Window:
     def seconds(self) -> float:
         return time.perf_counter() - self.began
 
-    def add(self, loss: Tensor, step: Step, norm: float) -> None:
-        self.loss = self.loss + loss
-        self.supervised += step.supervised
+    def add(self, step: Step, norm: float) -> None:
         self.tokens += step.tokens
         self.norm += norm
         self.count += 1
 
     def close(self) -> tuple[float, dict[str, float]]:
-        """Seconds the steps took, and their metrics: sums are divided once."""
+        """Seconds the steps took, and their metrics."""
         seconds = self.seconds
         return seconds, {
-            "loss": float(self.loss) / self.supervised,
+            **self.totals.means(),
             "grad_norm": self.norm / self.count,
             "tokens_per_second": self.tokens / seconds,
         }

@@ -129,7 +129,7 @@ def run_stage(
         tokens_per_second=module.tokens_seen / module.seconds,
         peak_memory_gib=memory.peak_gib,
         train_loss=module.train_loss,
-        validation_loss=module.validation_loss,
+        validation_loss=module.validation.get("loss"),
         ended_by=_ended_by(config, module.optimizer_steps < len(loader)),
         optimizer=config.optimizer,
     )
@@ -179,12 +179,12 @@ def _best(folder: Path) -> ModelCheckpoint:
 
 def _take_best(policy: Policy, best: ModelCheckpoint, module: TrainingModule) -> None:
     """Puts the best tensors into the policy, unless the last ones are as good."""
-    score, last = best.best_model_score, module.validation_loss
-    if score is None or (last is not None and last <= float(score)):
+    score = best.best_model_score
+    if score is None or module.validation["loss"] <= float(score):
         return
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-    policy.load_state({n.removeprefix("network."): t for n, t in state.items()})
-    module.validation_loss = float(score)
+    policy.load_state({n.removeprefix("policy.network."): t for n, t in state.items()})
+    module.validation = module.best_validation
 
 
 @contextmanager

@@ -87,6 +87,18 @@ def test_long_conversations_are_cut_to_whole_turns(tokenizer: Any) -> None:
     assert Renderer(tokenizer, 5).chat(row).dropped == "longer than 5 tokens"
 
 
+def test_lines_are_the_chapters_format_without_an_end(tokenizer: Any) -> None:
+    row = chat("Oi, doutor?", "Bom dia.")
+    (tree,) = Renderer(tokenizer, 64).lines(row).trees
+    ids, supervised = tree.completions[0]
+    assert tokenizer.decode(ids) == "User: Oi, doutor?\nAssistant: Bom dia."
+    assert tree.prompt == []
+    assert all(supervised)
+    rendered = Renderer(tokenizer, 5).lines(row)
+    assert rendered.cut
+    assert rendered.trees[0].completions[0].ids == ids[:5]
+
+
 def test_a_document_ends_and_is_split_without_loss(tokenizer: Any) -> None:
     text = "A dengue é uma doença. " * 10
     (whole,) = Renderer(tokenizer, 2048).text(Text(text, "here")).trees

@@ -106,7 +106,7 @@ def test_gradients_of_a_step_do_not_depend_on_its_micro_batches() -> None:
         step = next(iter(StepLoader(split().trees, stage, 0)))
         module = CLMModule(made, "sft", stage, 1, 0)
         for batch in step.batches:
-            (module.loss_sum(batch) / step.supervised).backward()
+            (module.sums(batch).loss / step.supervised).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in made.trainable().values()]))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=0)
 
@@ -132,18 +132,18 @@ def test_resumed_equals_uninterrupted(
     from drbode.training import clm
 
     calls = {"left": 12}
-    loss_sum = clm.CLMModule.loss_sum
+    sums = clm.CLMModule.sums
 
     def stops(self: Any, batch: Any) -> Any:
         calls["left"] -= 1
         if calls["left"] == 0:
             raise RuntimeError("the power goes out")
-        return loss_sum(self, batch)
+        return sums(self, batch)
 
-    monkeypatch.setattr(clm.CLMModule, "loss_sum", stops)
+    monkeypatch.setattr(clm.CLMModule, "sums", stops)
     with pytest.raises(RuntimeError, match="power"):
         run(resumed, stage, tmp_path / "resumed", split())
-    monkeypatch.setattr(clm.CLMModule, "loss_sum", loss_sum)
+    monkeypatch.setattr(clm.CLMModule, "sums", sums)
     left = sorted(path.name for path in (tmp_path / "resumed" / "checkpoints").glob("0*.ckpt"))
     assert left == ["000006.ckpt", "000009.ckpt"]
     again = policy(dropout=dropout)
@@ -169,7 +169,7 @@ def test_early_stopping_and_the_best_weights(tmp_path: Path) -> None:
     run(made, stage, tmp_path / "best", other)
     best = torch.load(tmp_path / "best" / "checkpoints" / "best.ckpt", weights_only=True)
     for name, tensor in made.state().items():
-        assert torch.equal(tensor, best["state_dict"][f"network.{name}"])
+        assert torch.equal(tensor, best["state_dict"][f"policy.network.{name}"])
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def in_trl(
             "input_ids": prompt + completion.ids,
             "completion_mask": [0] * len(prompt) + [1] * len(completion.ids),
         }
-        for prompt, (completion,) in trees
+        for prompt, (completion,), _ in trees
     ]
     beta1, beta2 = STAGE.betas
     trainer = SFTTrainer(
