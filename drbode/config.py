@@ -114,6 +114,41 @@ class SftConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class DpoConfig(StageConfig):
+    loss: Literal["sigmoid", "ipo", "hinge", "reference_free"]
+    beta: Positive
+    label_smoothing: Annotated[float, Range(0, 0.49)]
+    nll_weight: NotNegative
+    reference: Literal["stage_start", "base"]
+    quantize_base: bool
+    kl_prompts: CountOrZero
+
+
+@dataclass(frozen=True)
+class RewardConfig(StageConfig):
+    centering: NotNegative
+
+
+@dataclass(frozen=True)
+class PpoConfig(StageConfig):
+    reward: str
+    beta: NotNegative
+    target_kl: Positive | None
+    horizon: Count
+    gamma: Share
+    lam: Share
+    clip_range: Positive
+    value_clip_range: Positive
+    value_weight: NotNegative
+    rollouts: Count
+    inner_epochs: Count
+    max_new_tokens: Count
+    temperature: Positive
+    missing_end_penalty: NotNegative
+    gold_patience: Count | None
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     r: Count
     alpha: Auto | Positive
@@ -170,7 +205,7 @@ class WandbConfig:
     group: str | None
 
 
-Stage = Literal["cpt", "sft"]
+Stage = Literal["cpt", "sft", "dpo", "reward", "ppo"]
 Method = Literal["full", "lora", "qlora", "adapter", "bitfit"]
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
@@ -199,6 +234,9 @@ class TrainConfig:
     adapter: AdapterConfig
     cpt: StageConfig
     sft: SftConfig
+    dpo: DpoConfig
+    reward: RewardConfig
+    ppo: PpoConfig
     benchmark: BenchmarkConfig
     trainer: TrainerConfig
     wandb: WandbConfig
@@ -222,6 +260,27 @@ class TrainConfig:
                 "model.init: method qlora quantizes weights that are there, got random; leave it "
                 "on pretrained"
             )
+        preferences = [s for s in self.stages if s in ("dpo", "reward", "ppo")]
+        lora = self.lora if "lora" in METHOD_BLOCKS[self.method] else None
+        if lora and lora.dropout and preferences == self.stages:
+            problems.append(
+                f"lora.dropout: dropout is off in {_one_of(preferences)}, got {lora.dropout}; "
+                "leave it at 0"
+            )
+        changed = lora and (lora.init_lora_weights in ("olora", "pissa") or lora.bias != "none")
+        if changed and self.refers_to_base():
+            problems.append(
+                "dpo.reference: the base is not kept where lora.init_lora_weights is olora or "
+                "pissa or lora.bias trains it; set dpo.reference=stage_start"
+            )
+        if "ppo" in self.stages and self.ppo.reward == "reward":
+            before = self.stages[: self.stages.index("ppo")]
+            if "reward" not in before:
+                problems.append(
+                    "ppo.reward: reward is the model of this run's stage reward, which is not "
+                    "among the stages before ppo; add it, or give a folder that it left or "
+                    "module:function"
+                )
         for stage in self.stages:
             block = self.stage(stage)
             if block.steps is not None and block.tokens is not None:
@@ -249,6 +308,26 @@ class TrainConfig:
         block: StageConfig = getattr(self, name)
         return block
 
+    def refers_to_base(self) -> bool:
+        """Whether a stage's reference is the base, not the policy that the stage began with."""
+        read = "dpo" in self.stages and self.dpo.loss != "reference_free"
+        return read and self.dpo.reference == "base"
+
+    def unquantizes(self, stage: Stage) -> bool:
+        """Whether the base is held unquantized from this stage on."""
+        return stage == "dpo" and self.method == "qlora" and not self.dpo.quantize_base
+
+    def unread(self) -> set[str]:
+        """Dotted keys that have no effect beside what else is asked for."""
+        keys = set()
+        if self.dpo.loss == "reference_free":
+            keys.add("dpo.reference")
+        if self.method != "qlora":
+            keys.add("dpo.quantize_base")
+        if self.ppo.target_kl is None:
+            keys.add("ppo.horizon")
+        return keys
+
     def _auto_rate(self, stage: Stage) -> float | None:
         return self.model.learning_rates.get(self.method, {}).get(stage)
 
@@ -272,6 +351,9 @@ class TrainConfig:
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data: nothing unread, nothing of where it is written."""
         tree = dataclasses.asdict(self.resolved())
+        for key in self.unread():
+            block, name = key.split(".")
+            del tree[block][name]
         for name in OPTIONAL_BLOCKS - self.blocks_read():
             del tree[name]
         return _identity(tree)
@@ -307,6 +389,11 @@ class EvaluateConfig:
 
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
+UNREAD = {  # keys that another choice leaves without effect, and that choice
+    "dpo.reference": "dpo.loss=reference_free",
+    "dpo.quantize_base": "a method other than qlora",
+    "ppo.horizon": "ppo.target_kl=null",
+}
 OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
 
 
@@ -530,15 +617,17 @@ def load(tree: Mapping[str, Any], overrides: Sequence[str], multirun: bool = Fal
     """
     config = build(TrainConfig, tree)
     if not multirun:
-        unread = OPTIONAL_BLOCKS - config.blocks_read()
+        blocks = OPTIONAL_BLOCKS - config.blocks_read()
         for override in overrides:
             key = override.split("=")[0].lstrip("+~")
-            if key.split(".")[0] in unread:
+            if key.split(".")[0] in blocks:
                 raise BadInput(
                     f"{key}: method {config.method} with stages [{','.join(config.stages)}] does "
                     f"not read {key.split('.')[0]}; leave it out, or choose a method or stage that "
                     "reads it"
                 )
+            if key in config.unread():
+                raise BadInput(f"{key}: has no effect with {UNREAD[key]}; leave it out")
     return config
 
 

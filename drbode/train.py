@@ -10,6 +10,7 @@ from drbode.config import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from drbode.evaluation.multiple_choice import Answer
+    from drbode.models.base import Policy
     from drbode.record import Run
 
 _done: dict[str, list[str]] = {}  # run names of this process's multirun, and who asked first
@@ -65,7 +66,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.models.methods import wrap
     from drbode.reporting import plots
     from drbode.training.loggers import open_loggers
-    from drbode.training.stages import restore_stage, run_stage
+    from drbode.training.stages import Surroundings, restore_stage, run_stage
 
     machine = machines.resolve(asked.trainer, asked.model, asked.method)
     stages = {
@@ -77,11 +78,16 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             f"method: model.path is an adapter trained on a quantized base, got {asked.method}; "
             "choose method=qlora, or model.quantization=none to train it on the plain base"
         )
-    quantization = machine.quantization(asked.qlora) if asked.method == "qlora" else None
     benchmark = multiple_choice.load_benchmark(asked.benchmark)
-    policy = load_policy(
-        asked.model, machine.torch_dtype, machine.attention, asked.seed, quantization
-    )
+
+    def load(quantized: bool) -> "Policy":
+        held = machine.quantization(asked.qlora) if quantized else None
+        policy = load_policy(asked.model, machine.torch_dtype, machine.attention, asked.seed, held)
+        wrap(policy, asked)
+        policy.network.to(machine.accelerator)
+        return policy
+
+    policy = load(asked.method == "qlora")
     splits = {}
     for stage, block in stages.items():
         longest = policy.context if block.max_length == "auto" else block.max_length
@@ -90,10 +96,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 f"{stage}.max_length: the model has positions for {policy.context} tokens, got "
                 f"{longest}; set it to auto or lower"
             )
-        renderer = Renderer(policy.tokenizer, longest)
-        splits[stage] = load_splits(stage, block, renderer, asked.seed)
-    wrap(policy, asked)
-    policy.network.to(machine.accelerator)
+        splits[stage] = load_splits(stage, block, Renderer(policy.tokenizer, longest), asked.seed)
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
     run.data["model"] = {"parameters": total, "trainable_parameters": trainable}
@@ -108,41 +111,55 @@ def _train(asked: TrainConfig, run: "Run") -> None:
 
     renderer = Renderer(policy.tokenizer, policy.context)
 
-    def measure(after: str) -> list["Answer"]:
-        answers = multiple_choice.answer(
+    def answer() -> list["Answer"]:
+        return multiple_choice.answer(
             policy, renderer, benchmark.questions, asked.benchmark.max_tokens, machine
         )
+
+    def measure(after: str) -> list["Answer"]:
+        answers = answer()
         record.write_jsonl(
             run.folder / "benchmark" / f"{after}.jsonl", [a.as_row() for a in answers]
         )
         return answers
 
-    base = measure("base")
-    run.data["base"] = {"summary": multiple_choice.summarise(base)}
+    before = measure("base")
+    run.data["base"] = {"summary": multiple_choice.summarise(before)}
     steps = 0
     with open_loggers(run.folder, asked.wandb) as loggers:
+        around = Surroundings(
+            seed=asked.seed,
+            machine=machine,
+            trainer=asked.trainer,
+            loggers=loggers,
+            end=renderer.turn_end[1],
+            cache=run.folder.parent / ".cache",
+            base=policy.state() if asked.refers_to_base() else {},
+            probe=lambda: float(multiple_choice.summarise(answer())["accuracy"]),
+            reward=None,
+        )
+        earlier = before
         for stage, block in stages.items():
+            if asked.unquantizes(stage):  # the adapter goes on, on the base in full precision
+                state = policy.state()
+                policy = load(quantized=False)
+                policy.load_state(state)
             checkpoints = run.folder / "checkpoints" / stage
             if stage in run.data["stages"]:
-                restore_stage(policy, checkpoints)
+                reward = restore_stage(policy, checkpoints)
+                around = replace(around, reward=reward or around.reward)
                 steps += run.data["stages"][stage]["steps"]
+                earlier = answer() if stage != asked.stages[-1] else earlier
                 continue
-            train_rows, validation_rows = splits[stage]
-            result = run_stage(
-                policy,
-                stage,
-                block,
-                train_rows,
-                validation_rows,
-                seed=asked.seed,
-                machine=machine,
-                trainer_config=asked.trainer,
-                loggers=loggers,
-                folder=checkpoints,
-                step_offset=steps,
+            result, reward = run_stage(
+                policy, stage, block, *splits[stage], around, folder=checkpoints, step_offset=steps
             )
             steps += result.steps
-            policy.save(run.folder / stage)
+            if reward is None:
+                policy.save(run.folder / stage)
+            else:
+                reward.save(policy, run.folder / stage)
+                around = replace(around, reward=reward)
             answers = measure(stage)
             summary = multiple_choice.summarise(answers)
             for logger in loggers:
@@ -151,8 +168,10 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 "artefact": stage,
                 "artefact_bytes": record.weight_bytes(run.folder / stage),
                 "summary": summary,
-                "against_base": multiple_choice.compare(base, answers),
+                "against_base": multiple_choice.compare(before, answers),
+                "against_before": multiple_choice.compare(earlier, answers),
             }
+            earlier = answers
             run.save()
     plots.learning_curves(run.folder / "metrics.csv", run.folder / "curves.png")
 

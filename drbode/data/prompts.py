@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from drbode.config import BadInput
-from drbode.data.rows import Chat, Message, Question, Text
+from drbode.data.rows import Chat, Message, Pair, Prompt, Question, Text
 from drbode.data.trees import Completion, Tree
 
 
@@ -84,6 +84,34 @@ class Renderer:
                 trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
             so_far = prompt + message.content + end_text
         return Rendered(trees)
+
+    def pair(self, row: Pair) -> Rendered:
+        """The prompt with two completions, chosen and rejected, each with the end of its turn.
+
+        Where prompt and longer answer do not fit, each answer keeps its first `max_length` // 2
+        tokens (an answer that was cut has no end token), and the prompt then its last ones.
+        """
+        end = self.turn_end[1]
+        sides = [[*self._ids(text), end] for text in (row.chosen, row.rejected)]
+        prompt = self.prompt(row.prompt)
+        cut = len(prompt) + max(map(len, sides)) > self.max_length
+        if cut:
+            sides = [ids[: self.max_length // 2] for ids in sides]
+            prompt = prompt[-(self.max_length - max(map(len, sides))) :]
+        if sides[0] == sides[1]:
+            return Rendered([], dropped=f"the same in their first {self.max_length // 2} tokens")
+        return Rendered([Tree(prompt, [Completion(s, [True] * len(s)) for s in sides])], cut=cut)
+
+    def opening(self, row: Prompt) -> Rendered:
+        """A prompt without a completion, for the policy to answer; one too long is dropped."""
+        ids = self.prompt(row.messages)
+        if len(ids) > self.max_length:
+            return Rendered([], dropped=f"longer than {self.max_length} tokens")
+        return Rendered([Tree(ids, [])])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What a model is given to answer: the turns so far, and the opening of its own."""
+        return self._ids(self._template(messages))
 
     def lines(self, row: Chat) -> Rendered:
         """The conversation as lines of `Role: content`, every token supervised, without an end.

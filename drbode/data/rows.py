@@ -33,6 +33,24 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends in a user's turn, to be answered."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt that ends in a user's turn, and two answers to it, of which one is preferred."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Question:
     """A multiple-choice question of drbodebench's columns, without the alternatives left blank."""
 
@@ -56,8 +74,62 @@ def parse_text(record: Mapping[str, Any], where: str, column: str = "text") -> T
 
 def parse_chat(record: Mapping[str, Any], where: str, column: str = "data") -> Chat:
     """Raises BadInput for a row that is no conversation or has no assistant turn to learn from."""
+    messages = _messages(record, column, where)
+    roles = [m.role for m in messages]
+    if "assistant" not in roles or roles[0] == "assistant":
+        raise BadInput(
+            f"{where}: {column}: expected a user turn and an assistant turn after it, got roles "
+            f"{roles}; add the answer or leave the row out"
+        )
+    return Chat(messages, where)
+
+
+def parse_prompt(record: Mapping[str, Any], where: str, column: str = "prompt") -> Prompt:
+    """A prompt as a string, or as a list of {role, content} that ends in a user turn."""
+    if isinstance(record.get(column), str):
+        return Prompt((Message("user", _string(record, column, where)),), where)
+    messages = _messages(record, column, where)
+    if messages[-1].role != "user":
+        raise BadInput(
+            f"{where}: {column}: expected it to end in a user turn, got {messages[-1].role}"
+        )
+    return Prompt(messages, where)
+
+
+def parse_pair(record: Mapping[str, Any], where: str, column: str = "prompt") -> Pair:
+    """A preference as strings, or as lists of {role, content}; `column` holds the prompt.
+
+    Answers given as lists may repeat the prompt's turns. Raises BadInput for an empty side or two
+    answers that are the same.
+    """
+    prompt = parse_prompt(record, where, column).messages
+    sides = [_side(record, name, prompt, where) for name in ("chosen", "rejected")]
+    if sides[0].strip() == sides[1].strip():
+        raise BadInput(
+            f"{where}: chosen and rejected are the same answer, of which nothing is to be learned; "
+            "leave the row out"
+        )
+    return Pair(prompt, sides[0], sides[1], where)
+
+
+def _side(record: Mapping[str, Any], name: str, prompt: tuple[Message, ...], where: str) -> str:
+    """One answer of a pair: a string, or the single assistant turn after the prompt's."""
+    if isinstance(record.get(name), str | None):
+        return _string(record, name, where)
+    turns = _messages(record, name, where)
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise BadInput(
+            f"{where}: {name}: expected one assistant turn after the prompt, got roles "
+            f"{[m.role for m in turns]}"
+        )
+    return turns[0].content
+
+
+def _messages(record: Mapping[str, Any], column: str, where: str) -> tuple[Message, ...]:
     turns = _field(record, column, where)
-    if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
+    if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns) or not turns:
         raise BadInput(
             f"{where}: {column}: expected a list of {{role, content}}, got {type(turns).__name__}"
         )
@@ -72,13 +144,7 @@ def parse_chat(record: Mapping[str, Any], where: str, column: str = "data") -> C
         messages.append(
             Message(role, _string(turn, "content", f"{where}: {column}, turn {number}"))
         )
-    roles = [m.role for m in messages]
-    if "assistant" not in roles or roles[0] == "assistant":
-        raise BadInput(
-            f"{where}: {column}: expected a user turn and an assistant turn after it, got roles "
-            f"{roles}; add the answer or leave the row out"
-        )
-    return Chat(tuple(messages), where)
+    return tuple(messages)
 
 
 def parse_question(record: Mapping[str, Any], where: str) -> Question:

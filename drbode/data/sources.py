@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from drbode.config import BODINHO, BadInput
 from drbode.data import bodinho
 
-Kind = Literal["text", "chat", "question"]
+Kind = Literal["text", "chat", "pair", "question"]
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ def _bodinho(kind: Kind, split: str, key: str) -> Iterator[Record]:
     makers: dict[Kind, Mapping[str, Callable[[], list[dict[str, Any]]]]] = {
         "text": bodinho.TEXTS,
         "chat": bodinho.CHATS,
+        "pair": bodinho.PAIRS,
         "question": bodinho.QUESTIONS,
     }
     if split not in makers[kind]:

@@ -11,8 +11,8 @@ import torch
 from drbode.config import BODINHO, BadInput, SftConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.prompts import Rendered, Renderer
-from drbode.data.rows import parse_chat, parse_text
-from drbode.data.trees import Tree, Trees, pack, within
+from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
+from drbode.data.trees import Tree, pack, within
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Split:
 class Step:
     """What one optimizer step is made of: micro-batches, and the tokens its loss is divided by."""
 
-    batches: list[Trees]
+    batches: list[Any]  # Trees, or what an objective makes of them
     rows: int
     tokens: int
     supervised: int
@@ -100,6 +100,10 @@ def _reader(stage: Stage, block: StageConfig, renderer: Renderer) -> tuple[sourc
             return "chat", lambda where, row: renderer.lines(parse_chat(row, where, column))
         case "sft":
             return "chat", lambda where, row: renderer.chat(parse_chat(row, where, column))
+        case "ppo":
+            return "pair", lambda where, row: renderer.opening(parse_prompt(row, where, column))
+        case "dpo" | "reward":
+            return "pair", lambda where, row: renderer.pair(parse_pair(row, where, column))
 
 
 def _render(records: list[sources.Record], render: Render) -> Split:
@@ -111,11 +115,10 @@ def _render(records: list[sources.Record], render: Render) -> Split:
         if rendered.dropped:
             ledger.dropped[rendered.dropped] = ledger.dropped.get(rendered.dropped, 0) + 1
         trees += rendered.trees
-    trees = [tree._replace(row=row) for row, tree in enumerate(trees)]
     ledger.sequences = len(trees)
     ledger.tokens = sum(t.tokens for t in trees)
     ledger.supervised = sum(t.supervised for t in trees)
-    ends = sum(t.completions[-1].supervised[-1] for t in trees)
+    ends = sum(t.completions[-1].supervised[-1] for t in trees if t.completions)
     ledger.ends_supervised = ends / len(trees) if trees else 0.0
     return Split(trees, ledger)
 

@@ -19,13 +19,13 @@ class Completion(NamedTuple):
 class Tree(NamedTuple):
     """A prompt and the completions that branch off its end; the prompt may be empty.
 
-    With an empty prompt a completion's first token follows nothing, and is not predicted. `row` is
-    its place in the split that it belongs to.
+    With an empty prompt a completion's first token follows nothing, and is not predicted. In
+    `reference` lie the completions' logps under the reference policy, where a stage needs them.
     """
 
     prompt: list[int]
     completions: list[Completion]
-    row: int = 0
+    reference: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -52,7 +52,7 @@ class Trees:
     sources: Int[Tensor, " supervised"]  # index of the token whose hidden state predicts
     targets: Int[Tensor, " supervised"]  # id of the token that is predicted
     owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
-    rows: Int[Tensor, " trees"]  # place of each tree in its split
+    reference: Float[Tensor, " referred"]  # the trees' own, of all completions or of none
 
     @property
     def tokens(self) -> int:
@@ -62,15 +62,17 @@ class Trees:
     def completions(self) -> int:
         return sum(len(lengths) - 1 for lengths in self.layout)
 
-    def inputs(self) -> dict[str, Any]:
-        """What `Policy.logps` takes."""
+    def sequence(self) -> dict[str, Any]:
+        """What `Policy.hidden` takes."""
         return {
             "input_ids": self.input_ids,
             "positions": self.positions,
             "layout": self.layout,
-            "sources": self.sources,
-            "targets": self.targets,
         }
+
+    def inputs(self) -> dict[str, Any]:
+        """What `Policy.logps` takes."""
+        return self.sequence() | {"sources": self.sources, "targets": self.targets}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Trees":
         moved = (
@@ -81,15 +83,25 @@ class Trees:
                 self.sources,
                 self.targets,
                 self.owners,
-                self.rows,
+                self.reference,
             )
         )
-        ids, positions, sources, targets, owners, rows = moved
-        return Trees(ids, positions, self.layout, sources, targets, owners, rows)
+        ids, positions, sources, targets, owners, reference = moved
+        return Trees(ids, positions, self.layout, sources, targets, owners, reference)
 
     def sums(self, logps: Float[Tensor, " supervised"]) -> Float[Tensor, " completions"]:
         """Each completion's logp: the sum over its supervised tokens."""
         return logps.new_zeros(self.completions).index_add(0, self.owners, logps)
+
+    def ends(self) -> Int[Tensor, " completions"]:
+        """Index of each completion's last token."""
+        at, found = 0, []
+        for prompt, *completions in self.layout:
+            at += prompt
+            for length in completions:
+                at += length
+                found.append(at - 1)
+        return torch.tensor(found, dtype=torch.long, device=self.input_ids.device)
 
     def lengths(self) -> Int[Tensor, " completions"]:
         """Each completion's number of supervised tokens."""
@@ -126,7 +138,7 @@ def pack(trees: Sequence[Tree]) -> Trees:
         torch.tensor(sources, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
-        torch.tensor([tree.row for tree in trees], dtype=torch.long),
+        torch.tensor([logp for tree in trees for logp in tree.reference], dtype=torch.float32),
     )
 
 

@@ -77,6 +77,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]
     """What peft writes beside the weights of a bottleneck adapter."""
 
     target_modules: list[str] | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)  # a head, where there is one
     bottleneck: int = field(default=64)
     activation: str = field(default="gelu")
 
@@ -141,6 +142,7 @@ class BitfitConfig(PeftConfig):  # type: ignore[misc]
     """What peft writes beside the biases and norms of BitFit."""
 
     target_modules: list[str] | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)  # a head, where there is one
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,9 @@ FAMILIES = ("qwen3", "llama", "gpt2")
 
 QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
 
+# Where modules keep a probability: nn.Dropout, and the attention of Llama and Qwen.
+DROPOUTS = ("p", "attention_dropout")
+
 T = TypeVar("T")
 Attention = Literal["sdpa", "flex"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -150,6 +153,23 @@ class Policy(nn.Module):
                         f"{tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
                     )
                 parameter.copy_(state[name])
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Switches every dropout off, in training mode as well."""
+        probabilities = {
+            (module, name): getattr(module, name)
+            for module in self.network.modules()
+            for name in DROPOUTS
+            if isinstance(getattr(module, name, None), float)
+        }
+        for module, name in probabilities:
+            setattr(module, name, 0.0)
+        try:
+            yield
+        finally:
+            for (module, name), probability in probabilities.items():
+                setattr(module, name, probability)
 
     @contextmanager
     def generating(self) -> Iterator[Any]:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import bitsandbytes
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from drbode.config import Optimizer, Stage, StageConfig
 from drbode.data.steps import Step
 from drbode.data.trees import Trees
 from drbode.models.base import Policy
+from drbode.models.machine import Machine
 
 LOG_EVERY = 10  # steps that a logged training metric is averaged over
 
@@ -38,8 +39,17 @@ class TrainingModule(lightning.LightningModule, ABC):
     """
 
     def __init__(
-        self, policy: Policy, stage: Stage, config: StageConfig, steps: int, step_offset: int
+        self,
+        policy: Policy,
+        stage: Stage,
+        config: StageConfig,
+        *,
+        steps: int,
+        step_offset: int,
+        machine: Machine,
+        end: int,
     ) -> None:
+        """`end` is the id of the token that ends an answer, for objectives that write some."""
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the trainable tensors alone
@@ -48,6 +58,8 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.config = config
         self.steps = steps
         self.step_offset = step_offset
+        self.machine = machine
+        self.end = end
         self.optimizer_steps = 0
         self.tokens_seen = 0
         self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
@@ -60,16 +72,20 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._rng: Tensor | None = None
         self._held_out = Totals()
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves, by the names it has in a checkpoint."""
+        return {f"policy.network.{name}": p for name, p in self.policy.trainable().items()}
+
     @abstractmethod
-    def sums(self, batch: Trees) -> Sums:
+    def sums(self, batch: Any) -> Sums:
         """The objective and its metrics, summed over the units of a micro-batch."""
 
     @abstractmethod
-    def units(self, batch: Trees) -> int:
+    def units(self, batch: Any) -> int:
         """What a mean is taken over: supervised tokens, pairs."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = _adamw(self.policy.trainable().values(), self.config)
+        optimizer = _adamw(self.trainable().values(), self.config)
         schedule = get_scheduler(
             "constant_with_warmup" if self.config.schedule == "constant" else self.config.schedule,
             optimizer,
@@ -117,7 +133,7 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def _clip(self, optimizer: Any) -> float:
         limit = self.config.max_grad_norm
-        gradients = [p.grad for p in self.policy.trainable().values() if p.grad is not None]
+        gradients = [p.grad for p in self.trainable().values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if limit is not None:
             self.clip_gradients(optimizer, limit, "norm")
@@ -132,13 +148,16 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """The means over all validation rows: sums are divided once."""
-        self.validation = self._held_out.means() | self.held_out_metrics()
-        self.validated_at = self.optimizer_steps
-        if self.validation["loss"] < self.best_validation.get("loss", math.inf):
-            self.best_validation = self.validation
+        self.close_validation(self._held_out.means() | self.held_out_metrics())
+
+    def close_validation(self, found: dict[str, float]) -> None:
+        """Keeps and logs what a validation came to."""
+        self.validation, self.validated_at = found, self.optimizer_steps
+        if found["loss"] < self.best_validation.get("loss", math.inf):
+            self.best_validation = found
         self._window.began += time.perf_counter() - self._paused
-        self.log("validation/loss", self.validation["loss"], prog_bar=True, logger=False)
-        self.write("validation", self.validation)
+        self.log("validation/loss", found["loss"], prog_bar=True, logger=False)
+        self.write("validation", found)
 
     def held_out_metrics(self) -> dict[str, float]:
         """What an objective measures beside the means of its sums at the end of a validation."""
@@ -151,7 +170,7 @@ class TrainingModule(lightning.LightningModule, ABC):
             logger.log_metrics(named, step=self.step_offset + self.optimizer_steps)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {f"policy.network.{n}": p.detach() for n, p in self.policy.trainable().items()}
+        return {name: p.detach() for name, p in self.trainable().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["drbode"] = {

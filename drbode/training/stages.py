@@ -1,10 +1,11 @@
 """Runs a stage: one objective, one data set, one optimizer, on the policy of the run."""
 
 import logging
+import math
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,26 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drbode.config import Stage, StageConfig, TrainerConfig
+from drbode.config import DpoConfig, PpoConfig, RewardConfig, Stage, StageConfig, TrainerConfig
 from drbode.data.steps import Split, StepLoader
 from drbode.data.trees import Trees, pack, within
 from drbode.models.base import Policy
+from drbode.models.heads import RewardModel, load_reward_model
 from drbode.models.machine import Machine
 from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar
 from drbode.training.clm import CLMModule
+from drbode.training.dpo import DPOModule
 from drbode.training.module import TrainingModule
+from drbode.training.ppo import PPOModule, Prompts, Score, score_function, updates
+from drbode.training.reference import with_reference
+from drbode.training.reward import RewardModule
 
 LAST = "last.safetensors"  # the trainable tensors as the stage handed them on
+HEAD = "head"  # beside them, of a reward model
+PREFERENCES: tuple[Stage, ...] = ("dpo", "reward", "ppo")  # in which dropout is off
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,28 @@ class StageResult:
     peak_memory_gib: float
     train_loss: float
     validation_loss: float | None
+    measures: dict[str, float]
     ended_by: str
     optimizer: str
+    dropout: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a stage knows of the run that it is part of."""
+
+    seed: int
+    machine: Machine
+    trainer: TrainerConfig
+    loggers: Sequence[Logger]
+    end: int  # id of the token that ends an answer
+    cache: Path  # folder of what other runs may use again
+    base: Mapping[str, Tensor]  # the trainable tensors as the run began, where a stage asks
+    probe: Callable[[], float]  # the policy's accuracy on the benchmark, now
+    reward: RewardModel | None  # of the run's stage `reward`, once it is done
 
 
 def run_stage(
@@ -56,25 +82,52 @@ def run_stage(
     config: StageConfig,
     train: Split,
     validation: Split | None,
+    run: Surroundings,
     *,
-    seed: int,
-    machine: Machine,
-    trainer_config: TrainerConfig,
-    loggers: Sequence[Logger],
     folder: Path,
     step_offset: int,
-) -> StageResult:
-    """Trains the policy in place.
+) -> tuple[StageResult, RewardModel | None]:
+    """Trains the policy in place; stage `reward` leaves it as it was and returns its model.
 
     Checkpoints go to `folder`, and where an interrupted run of this stage left some there, it goes
     on from the newest. `step_offset` is the number of optimizer steps of the run's earlier stages.
     """
-    lightning.seed_everything(seed, verbose=False)
-    loader = StepLoader(train.trees, config, seed)
-    module = _module(policy, stage, config, len(loader), step_offset)
-    held_out = _batches(validation, config.max_tokens)
+    lightning.seed_everything(run.seed, verbose=False)
+    before = policy.state() if stage == "reward" else {}
+    still = policy.without_dropout() if stage in PREFERENCES else nullcontext()
+    with still:
+        result, module = _train(
+            policy, stage, config, train, validation, run, folder=folder, step_offset=step_offset
+        )
+    tensors = policy.state()
+    reward = None
+    if isinstance(module, RewardModule):
+        reward = module.reward_model()
+        tensors[HEAD] = reward.head.cpu()
+        policy.load_state(before)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / LAST)
+    return result, reward
+
+
+def _train(
+    policy: Policy,
+    stage: Stage,
+    config: StageConfig,
+    train: Split,
+    validation: Split | None,
+    run: Surroundings,
+    *,
+    folder: Path,
+    step_offset: int,
+) -> tuple[StageResult, TrainingModule]:
+    machine = run.machine
+    loader, module, held_out = _module(
+        policy, stage, config, train, validation, run, folder, step_offset
+    )
+    a_batch = module.steps // len(loader)  # optimizer steps that one batch of the loader makes
     memory, best = PeakMemory(), _best(folder)
-    callbacks: list[Callback] = [memory, *_checkpoints(config, folder)]
+    callbacks: list[Callback] = [memory, *_checkpoints(config, folder, a_batch)]
     if held_out:
         callbacks.append(best)
     if config.patience is not None:
@@ -84,29 +137,30 @@ def run_stage(
                 "validation/loss", patience=config.patience, check_on_train_epoch_end=False
             )
         )
-    if trainer_config.progress:
+    if run.trainer.progress:
         callbacks.append(StageBar(stage))
-    if trainer_config.gradient_checkpointing:
+    if run.trainer.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     checkpoint = _newest(folder)
     if checkpoint is not None:
-        loader.start = int(checkpoint.stem)
-        for logger in loggers:
+        loader.start = int(checkpoint.stem) // a_batch
+        for logger in run.loggers:
             if isinstance(logger, CsvLogger):
-                logger.forget_after(step_offset + loader.start)
+                logger.forget_after(step_offset + int(checkpoint.stem))
+    every = math.ceil((config.validate_every or module.steps) / a_batch)
     with _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if machine.accelerator == "cuda" else "cpu",
             devices=1,
             precision=machine.precision,
             max_epochs=1,  # to Lightning a stage is one epoch of optimizer steps
-            logger=list(loggers),
+            logger=list(run.loggers),
             callbacks=callbacks,
-            enable_progress_bar=trainer_config.progress,
+            enable_progress_bar=run.trainer.progress,
             enable_model_summary=False,
             enable_checkpointing=bool(config.checkpoints or held_out),
             num_sanity_val_steps=0,
-            val_check_interval=min(config.validate_every or len(loader), len(loader)),
+            val_check_interval=min(every, len(loader)),
             limit_val_batches=None if held_out else 0,
             use_distributed_sampler=False,
         )
@@ -118,10 +172,8 @@ def run_stage(
         if held_out and module.validated_at != module.optimizer_steps:
             trainer.validate(module, held_out, verbose=False)
     if config.keep_best and held_out:
-        _take_best(policy, best, module)
-    policy.network.to(machine.accelerator)  # Lightning leaves it on the CPU
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(policy.state(), folder / LAST)
+        _take_best(best, module)
+    module.to(machine.accelerator)  # Lightning leaves it on the CPU
     return StageResult(
         steps=module.optimizer_steps,
         tokens=module.tokens_seen,
@@ -130,26 +182,89 @@ def run_stage(
         peak_memory_gib=memory.peak_gib,
         train_loss=module.train_loss,
         validation_loss=module.validation.get("loss"),
-        ended_by=_ended_by(config, module.optimizer_steps < len(loader)),
+        measures={n: v for n, v in module.validation.items() if n != "loss"},
+        ended_by=_ended_by(config, module.optimizer_steps < module.steps),
         optimizer=config.optimizer,
-    )
+        dropout="off" if stage in PREFERENCES else "as configured",
+    ), module
 
 
-def restore_stage(policy: Policy, folder: Path) -> None:
-    """Puts the policy where the finished stage of an interrupted run left it."""
-    policy.load_state(load_file(folder / LAST))
+def restore_stage(policy: Policy, folder: Path) -> RewardModel | None:
+    """Puts the policy where the finished stage of an interrupted run left it.
+
+    Of stage `reward`, which leaves the policy alone, it returns the model.
+    """
+    tensors = load_file(folder / LAST)
+    head = tensors.pop(HEAD, None)
+    if head is None:
+        policy.load_state(tensors)
+        return None
+    return RewardModel(tensors, head).to(policy.device)
 
 
 def _module(
-    policy: Policy, stage: Stage, config: StageConfig, steps: int, step_offset: int
-) -> TrainingModule:
-    match stage:
-        case "cpt" | "sft":
-            return CLMModule(policy, stage, config, steps, step_offset)
+    policy: Policy,
+    stage: Stage,
+    config: StageConfig,
+    train: Split,
+    validation: Split | None,
+    run: Surroundings,
+    folder: Path,
+    step_offset: int,
+) -> tuple[StepLoader, TrainingModule, DataLoader[Any] | None]:
+    """The stage's steps, its objective, and what it is validated on."""
+    loader = StepLoader(train.trees, config, run.seed)
+    common: dict[str, Any] = {
+        "policy": policy,
+        "stage": stage,
+        "config": config,
+        "steps": len(loader),
+        "step_offset": step_offset,
+        "machine": run.machine,
+        "end": run.end,
+    }
+    match config:
+        case DpoConfig():
+            base = run.base if config.reference == "base" else None
+
+            def referred(split: Split) -> Split:
+                return with_reference(
+                    policy, split, config.max_tokens, run.machine, run.cache, base
+                )
+
+            loader.trees = referred(train).trees
+            validation = None if validation is None else referred(validation)
+            asked = [] if validation is None else validation.trees[: config.kl_prompts]
+            module: TrainingModule = DPOModule(prompts=[t.prompt for t in asked], **common)
+        case RewardConfig():
+            module = RewardModule(**common)
+        case PpoConfig():
+            loader = Prompts(train.trees, config, run.seed)
+            common["steps"] = len(loader) * updates(config)
+            module = PPOModule(
+                reward=_score(policy, config, run.reward),
+                probe=run.probe,
+                table=folder.parent / "rollouts.jsonl",
+                **common,
+            )
+            return loader, module, _groups(validation, config.rollouts)
+        case _:
+            module = CLMModule(**common)
+    return loader, module, _batches(validation, config.max_tokens)
 
 
-def _checkpoints(config: StageConfig, folder: Path) -> list[Callback]:
-    """Keeps the newest checkpoints, named by their step."""
+def _score(policy: Policy, config: PpoConfig, own: RewardModel | None) -> RewardModel | Score:
+    """What PPO's rollouts are scored by."""
+    if config.reward == "reward":
+        assert own is not None, "checked at the door"
+        return own
+    if ":" in config.reward:
+        return score_function(config.reward, "ppo.reward")
+    return load_reward_model(policy, Path(config.reward), "ppo.reward")
+
+
+def _checkpoints(config: StageConfig, folder: Path, a_batch: int) -> list[Callback]:
+    """Keeps the newest checkpoints, named by their step, which ends a batch."""
     if not config.checkpoints:
         return []
     return [
@@ -159,7 +274,7 @@ def _checkpoints(config: StageConfig, folder: Path) -> list[Callback]:
             monitor="step",
             mode="max",
             save_top_k=config.checkpoints,
-            every_n_train_steps=config.checkpoint_every,
+            every_n_train_steps=math.ceil(config.checkpoint_every / a_batch) * a_batch,
             auto_insert_metric_name=False,
         )
     ]
@@ -177,13 +292,15 @@ def _best(folder: Path) -> ModelCheckpoint:
     )
 
 
-def _take_best(policy: Policy, best: ModelCheckpoint, module: TrainingModule) -> None:
-    """Puts the best tensors into the policy, unless the last ones are as good."""
+def _take_best(best: ModelCheckpoint, module: TrainingModule) -> None:
+    """Puts the best tensors back in place, unless the last ones are as good."""
     score = best.best_model_score
     if score is None or module.validation["loss"] <= float(score):
         return
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-    policy.load_state({n.removeprefix("policy.network."): t for n, t in state.items()})
+    with torch.no_grad():
+        for name, parameter in module.trainable().items():
+            parameter.copy_(state[name])
     module.validation = module.best_validation
 
 
@@ -202,6 +319,11 @@ def _batches(split: Split | None, max_tokens: int) -> DataLoader[Trees] | None:
         return None
     batches = [pack(group) for group in within(split.trees, max_tokens)]
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def _groups(split: Split | None, size: int) -> DataLoader[Any] | None:
+    """The first prompts that are held out, as many as an iteration has."""
+    return None if split is None else DataLoader([split.trees[:size]], batch_size=None)  # type: ignore[arg-type]
 
 
 def _newest(folder: Path) -> Path | None:

@@ -132,6 +132,34 @@ def chats(split: str) -> list[dict[str, Any]]:
     ]
 
 
+def pairs(split: str, said: str = "train") -> list[dict[str, Any]]:
+    """Two right answers a prompt: the cautious one chosen, an overconfident or curt one rejected.
+
+    On the conditions that chat rows speak of, a third of their questions; the endings are those of
+    the split `said`. One rejected answer in eight is curt, which makes up for overconfident endings
+    being a token or two longer: chosen and rejected are of the same length in the mean.
+    """
+    facts, wordings = medical()
+    endings = tables("medical")["endings"]
+    chance = random.Random(f"pairs {split}")
+    rows = []
+    for fact in facts:
+        if fact.exam != IN_CHAT:
+            continue
+        asked = wordings[fact.relation].questions[split]
+        for question in chance.sample(asked, max(1, len(asked) // 3)):
+            curt = chance.random() < 1 / 8
+            rejected = "" if curt else f" {chance.choice(endings['overconfident'][said])}"
+            rows.append(
+                {
+                    "prompt": fill(question, fact.subject),
+                    "chosen": f"{fact.value}. {chance.choice(endings['cautious'][said])}",
+                    "rejected": f"{fact.value}.{rejected}",
+                }
+            )
+    return rows
+
+
 def questions(split: str) -> list[dict[str, Any]]:
     """The benchmark: a question a fact, in the columns of drbodebench."""
     facts, wordings = medical()
@@ -162,6 +190,12 @@ CHATS: dict[str, Maker] = {
     "train": lambda: chats("train"),
     "validation": lambda: chats("validation"),
     "test": lambda: chats("test"),
+}
+PAIRS: dict[str, Maker] = {
+    "train": lambda: pairs("train"),
+    "validation": lambda: pairs("validation"),
+    "test": lambda: pairs("test"),
+    "unseen": lambda: pairs("test", said="test"),  # endings that no training row has
 }
 QUESTIONS: dict[str, Maker] = {
     "test": lambda: questions("test"),

@@ -1,0 +1,72 @@
+"""Answers written by a policy: batched, with cached keys and values, greedy or sampled."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import GenerationConfig
+
+from drbode.models.base import Policy
+
+
+class Generated(NamedTuple):
+    """The tokens after a prompt, its end token among them if it ended by itself."""
+
+    ids: list[int]
+    ended: bool
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    *,
+    end: int,
+    max_new_tokens: int,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> list[Generated]:
+    """Continues each prompt until the token `end` or `max_new_tokens`; in the order they came.
+
+    Temperature 0 takes the most probable token each time; above it tokens are drawn from the whole
+    distribution, by torch's own generator. Prompts of like length go together, as many as fit into
+    `max_tokens` tokens with what they may grow by; which go together changes no greedy answer.
+    """
+    options = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        top_k=0 if temperature else None,
+        top_p=1.0 if temperature else None,
+        eos_token_id=end,
+        pad_token_id=end,  # what stands left of a prompt is masked, right of an end it is cut off
+    )
+    found: list[Generated] = [Generated([], False)] * len(prompts)
+    with policy.generating() as network:
+        for group in _alike(prompts, max_new_tokens, max_tokens):
+            width = max(len(prompts[i]) for i in group)
+            pads = [width - len(prompts[i]) for i in group]
+            ids = [[end] * pad + prompts[i] for pad, i in zip(pads, group, strict=True)]
+            mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+            written = network.generate(
+                input_ids=torch.tensor(ids, device=policy.device),
+                attention_mask=torch.tensor(mask, device=policy.device),
+                generation_config=options,
+            )
+            for i, row in zip(group, written[:, width:].tolist(), strict=True):
+                ended = end in row
+                found[i] = Generated(row[: row.index(end) + 1] if ended else row, ended)
+    return found
+
+
+def _alike(prompts: Sequence[list[int]], grow: int, max_tokens: int) -> list[list[int]]:
+    """Indices of prompts in groups of like length, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        widest = len(prompts[groups[-1][0]]) if groups else 0
+        if groups and (len(groups[-1]) + 1) * (widest + grow) <= max_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,87 @@
+"""Stage `dpo`: direct preference optimization against the policy as it was (T15)."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drbode.config import DpoConfig
+from drbode.data.trees import Completion, Tree, Trees, pack, within
+from drbode.models.generation import generate
+from drbode.objectives.dpo import Pairs, dpo_loss, mean_nll, pair_metrics
+from drbode.training.module import Sums, TrainingModule
+
+# Nats a token that the chosen answers may lose on held-out pairs before it is said.
+FAR = 0.5
+KL_TOKENS = 64  # an answer may have where the KL is estimated
+
+
+class DPOModule(TrainingModule):
+    """Minimises a DPO loss over pairs whose trees carry their reference's logps."""
+
+    config: DpoConfig
+
+    def __init__(self, *common: Any, prompts: list[list[int]], **named: Any) -> None:
+        """`prompts` are answered at each validation, to estimate the KL."""
+        super().__init__(*common, **named)
+        self.prompts = prompts
+        self.start = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
+
+    def units(self, batch: Trees) -> int:
+        return batch.completions // 2
+
+    def sums(self, batch: Trees) -> Sums:
+        pairs = _pairs(batch, self.policy.logps(**batch.inputs()))
+        config = self.config
+        loss = dpo_loss(config.loss, pairs, config.beta, config.label_smoothing)
+        if config.nll_weight:
+            loss = loss + config.nll_weight * mean_nll(pairs.policy_chosen, pairs.chosen_tokens)
+        metrics = pair_metrics(pairs, config.beta)
+        watched = {name: value.float().sum() for name, value in vars(metrics).items()}
+        watched["tokens_chosen"] = pairs.chosen_tokens.sum()
+        watched["tokens_rejected"] = pairs.rejected_tokens.sum()
+        watched["chosen_gain_a_token"] = (pairs.logratio_chosen / pairs.chosen_tokens).sum()
+        return Sums(loss.sum(), watched)
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """The KL to the policy at the stage's start, in nats an answer, from sampled answers."""
+        if not self.prompts:
+            return {}
+        with self.machine.autocast():
+            return {"kl": self._kl()}
+
+    @torch.no_grad()
+    def _kl(self) -> float:
+        answers = generate(
+            self.policy,
+            self.prompts,
+            end=self.end,
+            max_new_tokens=KL_TOKENS,
+            max_tokens=self.config.max_tokens,
+            temperature=1.0,
+        )
+        trees = [
+            Tree(prompt, [Completion(a.ids, [True] * len(a.ids))])
+            for prompt, a in zip(self.prompts, answers, strict=True)
+        ]
+        total = 0.0
+        for group in within(trees, self.config.max_tokens):
+            inputs = pack(group).to(self.policy.device).inputs()
+            now = self.policy.logps(**inputs)
+            before = self.policy.under(self.start, partial(self.policy.logps, **inputs))
+            total += float((now - before).sum())
+        return total / len(trees)
+
+
+def _pairs(batch: Trees, logps: Tensor) -> Pairs:
+    sums, tokens = batch.sums(logps).view(-1, 2), batch.lengths().view(-1, 2)
+    reference = batch.reference.view(-1, 2)
+    return Pairs(
+        policy_chosen=sums[:, 0],
+        policy_rejected=sums[:, 1],
+        reference_chosen=reference[:, 0],
+        reference_rejected=reference[:, 1],
+        chosen_tokens=tokens[:, 0],
+        rejected_tokens=tokens[:, 1],
+    )

@@ -1,0 +1,366 @@
+"""Stage `ppo`: the policy is optimised on scores of its own answers, near a reference (T13)."""
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from drbode.config import BadInput, PpoConfig
+from drbode.data.answers import gold_score, measures
+from drbode.data.steps import Step, StepLoader
+from drbode.data.trees import Completion, Tree, Trees, pack, within
+from drbode.models.generation import Generated, generate
+from drbode.models.heads import RewardModel
+from drbode.objectives.logps import token_logps
+from drbode.objectives.ppo import (
+    Rollouts,
+    adapted_beta,
+    assign_credit,
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_k1,
+)
+from drbode.training.module import Sums, TrainingModule
+
+Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
+
+
+def updates(config: PpoConfig) -> int:
+    """Optimizer steps an iteration."""
+    return config.inner_epochs * math.ceil(config.rollouts / config.global_batch_size)
+
+
+class Prompts(StepLoader):
+    """Yields the prompts of an iteration, `rollouts` of them, shuffled anew every epoch."""
+
+    def __init__(self, trees: Sequence[Tree], config: PpoConfig, seed: int) -> None:
+        """`steps` and `tokens` of the config count optimizer steps and prompt tokens."""
+        iterations = None if config.steps is None else math.ceil(config.steps / updates(config))
+        whole = replace(config, global_batch_size=config.rollouts, steps=iterations)
+        super().__init__(trees, whole, seed)
+        if len(trees) < config.rollouts:
+            raise BadInput(
+                f"ppo.rollouts: an iteration asks {config.rollouts} prompts and ppo.data.path has "
+                f"{len(trees)}; lower it"
+            )
+        # The last iteration of an epoch may be smaller, and then takes as many steps: see updates.
+        self.plan = [indices for indices in self.plan if len(indices) == config.rollouts]
+
+    def __iter__(self) -> Iterator[list[Tree]]:  # type: ignore[override]
+        for indices in self.plan[self.start :]:
+            yield [self.trees[i] for i in indices]
+
+
+class Experience(NamedTuple):
+    """An iteration's rollouts: their trees, texts, and what the policy is optimised on."""
+
+    trees: list[Tree]
+    answers: list[str]
+    ended: list[bool]
+    rollouts: Rollouts
+
+
+class Minibatch(NamedTuple):
+    """Some rollouts, and for each of their tokens what it was when it was drawn."""
+
+    trees: Trees
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class PPOModule(TrainingModule):
+    """Samples answers, scores them, and takes `inner_epochs` passes of clipped steps on them.
+
+    Policy and value share the network; the value head starts at zero. The old log-probabilities
+    come from the same forward as the training's, so the first step of an iteration has ratio 1.
+    Rollouts are appended to `table`, a line each.
+    """
+
+    config: PpoConfig
+
+    def __init__(
+        self,
+        *common: Any,
+        reward: RewardModel | Score,
+        probe: Callable[[], float],
+        table: Path,
+        **named: Any,
+    ) -> None:
+        """`probe` measures the policy's accuracy on the benchmark."""
+        super().__init__(*common, **named)
+        self.reward = reward
+        self.probe = probe
+        self.table = table
+        self.start = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
+        width = self.policy.model.config.hidden_size
+        self.value_head = nn.Parameter(torch.zeros(width + 1, device=self.policy.device))
+        self.beta = self.config.beta
+        self.iterations = 0
+        self.best_gold, self.worse = -math.inf, 0
+        self._validation: list[Tree] = []
+        self._shuffle = torch.Generator().manual_seed(0)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return super().trainable() | {"value_head": self.value_head}
+
+    def units(self, batch: Minibatch) -> int:
+        return len(batch.logps)
+
+    def training_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
+        experience = self.experience(prompts)
+        self._report(experience)
+        for _ in range(self.config.inner_epochs):
+            order = torch.randperm(len(prompts), generator=self._shuffle).tolist()
+            for at in range(0, len(order), self.config.global_batch_size):
+                chosen = order[at : at + self.config.global_batch_size]
+                super().training_step(self._step(experience, chosen), _index)
+        self.iterations += 1
+
+    def _step(self, experience: Experience, chosen: list[int]) -> Step:
+        """Some of an iteration's rollouts as one optimizer step."""
+        rollouts = experience.rollouts
+        ends = rollouts.lengths.cumsum(0).tolist()
+        trees = [experience.trees[i] for i in chosen]
+        batches, at = [], 0
+        for group in within(trees, self.config.max_tokens):
+            own = chosen[at : at + len(group)]
+            at += len(group)
+            places = torch.cat(
+                [torch.arange(ends[i] - rollouts.lengths[i], ends[i]) for i in own]
+            ).to(self.device)
+            batches.append(
+                Minibatch(
+                    pack(group).to(self.device),
+                    rollouts.logps[places],
+                    rollouts.values[places],
+                    rollouts.advantages[places],
+                    rollouts.returns[places],
+                )
+            )
+        return Step(
+            batches,
+            rows=len(trees),
+            tokens=sum(t.tokens for t in trees),
+            supervised=sum(t.supervised for t in trees),
+        )
+
+    def sums(self, batch: Minibatch) -> Sums:
+        logps, values = self.logps_and_values(batch.trees)
+        config = self.config
+        policy_loss, clipped = clipped_policy_loss(
+            logps, batch.logps, batch.advantages, config.clip_range
+        )
+        value_loss, _ = clipped_value_loss(
+            values, batch.values, batch.returns, config.value_clip_range
+        )
+        return Sums(
+            (policy_loss + config.value_weight * value_loss).sum(),
+            {
+                "policy_loss": policy_loss.sum(),
+                "value_loss": value_loss.sum(),
+                "clipped_share": clipped.sum(),
+                "ratio": (logps.detach() - batch.logps).exp().sum(),
+                "kl_to_old": kl_k1(batch.logps, logps.detach()).sum(),
+            },
+        )
+
+    def logps_and_values(self, batch: Trees) -> tuple[Tensor, Tensor]:
+        """Of each supervised token: its logp, and the return expected before it was drawn."""
+        hidden = self.policy.hidden(**batch.sequence())[batch.sources]
+        head = self.policy.model.get_output_embeddings()
+        logps = token_logps(hidden, head.weight, batch.targets, getattr(head, "bias", None))
+        values = hidden.to(self.value_head.dtype) @ self.value_head[:-1] + self.value_head[-1]
+        return logps, values
+
+    @torch.no_grad()
+    def experience(self, prompts: list[Tree]) -> Experience:
+        """Answers to the prompts, and the credit of each of their tokens."""
+        answers = self._answer(prompts, self.config.temperature)
+        trees = [_with(prompt, a) for prompt, a in zip(prompts, answers, strict=True)]
+        texts = [self._text(a) for a in answers]
+        logps, values, reference, scores = [], [], [], []
+        for group in within(trees, self.config.max_tokens):
+            batch = pack(group).to(self.device)
+            old, value = self.logps_and_values(batch)
+            logps.append(old)
+            values.append(value)
+            reference.append(self._reference(batch))
+            if isinstance(self.reward, RewardModel):
+                scores.append(self.reward.scores(self.policy, batch.ends(), **batch.sequence()))
+        if isinstance(self.reward, RewardModel):
+            total = torch.cat(scores).float()
+        else:
+            asked = [self.policy.tokenizer.decode(tree.prompt) for tree in trees]
+            total = _checked(self.reward(asked, texts), len(texts)).to(self.device)
+        open_ended = torch.tensor([not a.ended for a in answers], device=self.device)
+        total = total - self.config.missing_end_penalty * open_ended
+        rollouts = assign_credit(
+            torch.tensor([len(a.ids) for a in answers], device=self.device),
+            total,
+            torch.cat(logps),
+            torch.cat(reference),
+            torch.cat(values),
+            beta=self.beta,
+            gamma=self.config.gamma,
+            lam=self.config.lam,
+        )
+        return Experience(trees, texts, [a.ended for a in answers], rollouts)
+
+    def _reference(self, batch: Trees) -> Tensor:
+        return self.policy.under(self.start, lambda: self.policy.logps(**batch.inputs()))
+
+    def _answer(self, prompts: list[Tree], temperature: float) -> list[Generated]:
+        return generate(
+            self.policy,
+            [tree.prompt for tree in prompts],
+            end=self.end,
+            max_new_tokens=self.config.max_new_tokens,
+            max_tokens=self.config.max_tokens,
+            temperature=temperature,
+        )
+
+    def _text(self, answer: Generated) -> str:
+        ids = answer.ids[:-1] if answer.ended else answer.ids
+        text: str = self.policy.tokenizer.decode(ids)
+        return text
+
+    def _report(self, experience: Experience) -> None:
+        """Logs the iteration and keeps its rollouts; adapts beta to the KL it had."""
+        rollouts = experience.rollouts
+        kls = rollouts.logps - rollouts.reference_logps
+        owners = torch.arange(len(rollouts.lengths), device=kls.device)
+        owners = owners.repeat_interleave(rollouts.lengths)
+        kl = kls.new_zeros(len(rollouts.lengths)).index_add(0, owners, kls)
+        gold = [gold_score(answer) for answer in experience.answers]
+        seen = _means([measures(answer) for answer in experience.answers])
+        self.write(
+            "rollouts",
+            {
+                "proxy": float(rollouts.scores.mean()),
+                "gold": sum(gold) / len(gold),
+                "kl": float(kl.mean()),
+                "beta": self.beta,
+                "length": float(rollouts.lengths.float().mean()),
+                "ended_share": sum(experience.ended) / len(gold),
+                **seen,
+            },
+        )
+        rows = zip(
+            experience.trees,
+            experience.answers,
+            rollouts.scores.tolist(),
+            gold,
+            kl.tolist(),
+            experience.ended,
+            strict=True,
+        )
+        with self.table.open("a", encoding="utf-8") as file:
+            for tree, answer, proxy, true, distance, ended in rows:
+                row = {
+                    "iteration": self.iterations,
+                    "prompt": self.policy.tokenizer.decode(tree.prompt, skip_special_tokens=True),
+                    "answer": answer,
+                    "proxy": proxy,
+                    "gold": true,
+                    "kl": distance,
+                    "ended": ended,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if self.config.target_kl is not None:
+            self.beta = adapted_beta(
+                self.beta,
+                float(kl.mean()),
+                self.config.target_kl,
+                self.config.horizon,
+                len(gold),
+            )
+
+    def validation_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
+        self._validation += prompts
+
+    def on_validation_epoch_end(self) -> None:
+        """Answers to held-out prompts: proxy and gold score, KL, and the benchmark."""
+        prompts, self._validation = self._validation, []
+        with torch.no_grad(), self.machine.autocast():
+            experience = self.experience(prompts)
+        rollouts = experience.rollouts
+        gold = [gold_score(answer) for answer in experience.answers]
+        proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
+        self.close_validation(
+            {
+                "loss": -proxy,
+                "proxy": proxy,
+                "gold": true,
+                "kl": float((rollouts.logps - rollouts.reference_logps).sum()) / len(gold),
+                "accuracy": self.probe(),
+                "length": float(rollouts.lengths.float().mean()),
+                **_means([measures(answer) for answer in experience.answers]),
+            }
+        )
+        self._stop_when_gold_turns(true)
+
+    def _stop_when_gold_turns(self, gold: float) -> None:
+        self.worse = 0 if gold > self.best_gold else self.worse + 1
+        self.best_gold = max(gold, self.best_gold)
+        patience = self.config.gold_patience
+        if patience is not None and self.worse >= patience and self.trainer.training:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["drbode"] |= {
+            "beta": self.beta,
+            "iterations": self.iterations,
+            "shuffle": self._shuffle.get_state(),
+            "gold": (self.best_gold, self.worse),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        ours = checkpoint["drbode"]
+        self.beta, self.iterations = ours["beta"], ours["iterations"]
+        self.best_gold, self.worse = ours["gold"]
+        self._shuffle.set_state(ours["shuffle"].cpu())
+
+
+def score_function(name: str, key: str) -> Score:
+    """The Python function `module:function`, which gives each answer's score.
+
+    It is called with a list of prompts, as the model sees them, and a list of answers. Raises
+    BadInput where it is not to be had.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"{key}: {name} could not be imported ({error}); expected `reward`, a folder that a "
+            "stage reward left, or module:function"
+        ) from None
+    return found  # type: ignore[no-any-return]
+
+
+def _checked(scores: Sequence[float], answers: int) -> Tensor:
+    total = torch.as_tensor(scores, dtype=torch.float32)
+    if total.shape != (answers,) or not torch.isfinite(total).all():
+        raise BadInput(
+            f"ppo.reward: the function gave {list(total.shape)} scores for {answers} answers, or "
+            "one that is no number; expected a finite number for each"
+        )
+    return total
+
+
+def _with(prompt: Tree, answer: Generated) -> Tree:
+    return Tree(prompt.prompt, [Completion(answer.ids, [True] * len(answer.ids))])
+
+
+def _means(rows: Sequence[Any]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
