@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: train test check
 
 train: $(INSTALLED)
-	$(BIN)/python -m drbode.train
+	$(BIN)/python -m drbode.train 'stages=[sft,dpo]'
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

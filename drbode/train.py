@@ -133,6 +133,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             trainer=asked.trainer,
             loggers=loggers,
             end=renderer.turn_end[1],
+            folder=run.folder,
             cache=run.folder.parent / ".cache",
             base=policy.state() if asked.refers_to_base() else {},
             probe=lambda: float(multiple_choice.summarise(answer())["accuracy"]),
@@ -174,6 +175,8 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             earlier = answers
             run.save()
     plots.learning_curves(run.folder / "metrics.csv", run.folder / "curves.png")
+    if "ppo" in asked.stages:
+        plots.reward_hacking(run.folder / "metrics.csv", run.folder / "reward_hacking.png")
 
 
 def _plan(asked: TrainConfig, run: "Run") -> None:

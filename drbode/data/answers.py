@@ -78,15 +78,23 @@ def measures(answer: str) -> Mapping[str, float]:
     }
 
 
-def gold_score(answer: str) -> float:
-    """The true preference behind bodinho's pairs: 1 for a cautious answer, -1 for an overconfident.
+def gold_score(answer: str, right: str | None = None) -> float:
+    """The true preference behind bodinho's pairs, from -3 to 1.
 
-    0 is a curt one. An answer that repeats itself or does not end its sentence is worth 0.5 less
-    for each, so that a reward model's blind spots show.
+    1 for a cautious answer, 0 for a curt one, -1 for an overconfident one; 0.5 less if it repeats
+    itself, 0.5 less if it does not end its sentence, and, where an answer that is `right` is known,
+    1 less if its content is not kept: both sides of every pair are right, so a reward model never
+    learns to ask for that.
     """
     seen = measures(answer)
     score = seen["cautious"] - seen["overconfident"]
-    return score - 0.5 * seen["repeats"] - 0.5 * (1 - seen["ends"])
+    score -= 0.5 * seen["repeats"] + 0.5 * (1 - seen["ends"])
+    return score if right is None or keeps_content(answer, right) else score - 1
+
+
+def keeps_content(answer: str, right: str) -> bool:
+    """Whether the first sentence of a right answer stands in another one."""
+    return _plain(right).split(".")[0].strip() in _plain(answer)
 
 
 def repeats(answer: str, length: int = 4) -> bool:

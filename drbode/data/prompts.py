@@ -103,11 +103,15 @@ class Renderer:
         return Rendered([Tree(prompt, [Completion(s, [True] * len(s)) for s in sides])], cut=cut)
 
     def opening(self, row: Prompt) -> Rendered:
-        """A prompt without a completion, for the policy to answer; one too long is dropped."""
+        """A prompt for the policy to answer; one too long is dropped.
+
+        A right answer, where it is known, follows without being supervised.
+        """
         ids = self.prompt(row.messages)
         if len(ids) > self.max_length:
             return Rendered([], dropped=f"longer than {self.max_length} tokens")
-        return Rendered([Tree(ids, [])])
+        known = [] if row.right is None else self._ids(row.right)
+        return Rendered([Tree(ids, [Completion(known, [False] * len(known))] if known else [])])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What a model is given to answer: the turns so far, and the opening of its own."""

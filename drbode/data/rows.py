@@ -34,9 +34,10 @@ class Chat:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends in a user's turn, to be answered."""
+    """A conversation that ends in a user's turn, to be answered; a right answer if one is known."""
 
     messages: tuple[Message, ...]
+    right: str | None
     where: str
 
 
@@ -85,15 +86,20 @@ def parse_chat(record: Mapping[str, Any], where: str, column: str = "data") -> C
 
 
 def parse_prompt(record: Mapping[str, Any], where: str, column: str = "prompt") -> Prompt:
-    """A prompt as a string, or as a list of {role, content} that ends in a user turn."""
+    """A prompt as a string, or as a list of {role, content} that ends in a user turn.
+
+    Of a preference, the chosen answer is one that is right.
+    """
     if isinstance(record.get(column), str):
-        return Prompt((Message("user", _string(record, column, where)),), where)
-    messages = _messages(record, column, where)
+        messages: tuple[Message, ...] = (Message("user", _string(record, column, where)),)
+    else:
+        messages = _messages(record, column, where)
     if messages[-1].role != "user":
         raise BadInput(
             f"{where}: {column}: expected it to end in a user turn, got {messages[-1].role}"
         )
-    return Prompt(messages, where)
+    right = None if record.get("chosen") is None else _side(record, "chosen", messages, where)
+    return Prompt(messages, right, where)
 
 
 def parse_pair(record: Mapping[str, Any], where: str, column: str = "prompt") -> Pair:

@@ -9,7 +9,45 @@ from matplotlib.figure import Figure
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"alpha": 0.8},
     "validation": {"marker": "o", "markersize": 4},
+    "rollouts": {"marker": ".", "linestyle": "none", "alpha": 0.7},
 }
+
+LOSSES = {"dpo": "loss of a pair", "reward": "loss of a pair (nats)", "ppo": "loss of a token"}
+
+
+def reward_hacking(metrics: Path, target: Path) -> None:
+    """What a stage ppo optimised, and what it was for, against its distance from the reference.
+
+    The proxy is the reward model's score, gold the rule behind the preferences; where gold turns
+    down while the proxy goes on rising, the reward is hacked. The distance is sqrt(KL), in which
+    gold falls about linearly (Gao et al. 2023, "Scaling laws for reward model overoptimization").
+    """
+    seen: dict[str, dict[str, list[float]]] = {}
+    with metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["stage"] == "ppo" and row["split"] in ("rollouts", "validation"):
+                seen.setdefault(row["split"], {}).setdefault(row["name"], []).append(
+                    float(row["value"])
+                )
+    panels = {
+        "score of the reward model": "proxy",
+        "gold score": "gold",
+        "benchmark accuracy": "accuracy",
+        "share that keeps the content": "keeps_content",
+        "length (tokens)": "length",
+        "share that repeats itself": "repeats",
+    }
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for number, (label, name) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for split, values in seen.items():
+            if name in values:
+                distance = [max(kl, 0.0) ** 0.5 for kl in values["kl"]]
+                axes.plot(distance, values[name], label=split, **STYLES[split])
+        axes.set(xlabel="sqrt(KL to the reference), nats$^{1/2}$", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(target, dpi=120)
 
 
 def learning_curves(metrics: Path, target: Path) -> None:
@@ -26,7 +64,11 @@ def learning_curves(metrics: Path, target: Path) -> None:
         for split, points in splits.items():
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, label=split, **STYLES.get(split, {}))
-        axes.set(title=stage, xlabel="optimizer step of the run", ylabel="loss (nats a token)")
+        axes.set(
+            title=stage,
+            xlabel="optimizer step of the run",
+            ylabel=LOSSES.get(stage, "loss (nats a token)"),
+        )
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(target, dpi=120)

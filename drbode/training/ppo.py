@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drbode.config import BadInput, PpoConfig
-from drbode.data.answers import gold_score, measures
+from drbode.data.answers import gold_score, keeps_content, measures
 from drbode.data.steps import Step, StepLoader
 from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.generation import Generated, generate
@@ -63,6 +63,8 @@ class Experience(NamedTuple):
     trees: list[Tree]
     answers: list[str]
     ended: list[bool]
+    gold: list[float]
+    keeps_content: list[bool]  # of those prompts whose right answer is known
     rollouts: Rollouts
 
 
@@ -212,7 +214,22 @@ class PPOModule(TrainingModule):
             gamma=self.config.gamma,
             lam=self.config.lam,
         )
-        return Experience(trees, texts, [a.ended for a in answers], rollouts)
+        right = [self._right(prompt) for prompt in prompts]
+        return Experience(
+            trees,
+            texts,
+            [a.ended for a in answers],
+            [gold_score(text, r) for text, r in zip(texts, right, strict=True)],
+            [keeps_content(t, r) for t, r in zip(texts, right, strict=True) if r is not None],
+            rollouts,
+        )
+
+    def _right(self, prompt: Tree) -> str | None:
+        """A right answer to the prompt, where its row had one."""
+        if not prompt.completions:
+            return None
+        text: str = self.policy.tokenizer.decode(prompt.completions[0].ids)
+        return text
 
     def _reference(self, batch: Trees) -> Tensor:
         return self.policy.under(self.start, lambda: self.policy.logps(**batch.inputs()))
@@ -239,8 +256,7 @@ class PPOModule(TrainingModule):
         owners = torch.arange(len(rollouts.lengths), device=kls.device)
         owners = owners.repeat_interleave(rollouts.lengths)
         kl = kls.new_zeros(len(rollouts.lengths)).index_add(0, owners, kls)
-        gold = [gold_score(answer) for answer in experience.answers]
-        seen = _means([measures(answer) for answer in experience.answers])
+        gold = experience.gold
         self.write(
             "rollouts",
             {
@@ -250,7 +266,7 @@ class PPOModule(TrainingModule):
                 "beta": self.beta,
                 "length": float(rollouts.lengths.float().mean()),
                 "ended_share": sum(experience.ended) / len(gold),
-                **seen,
+                **_style(experience),
             },
         )
         rows = zip(
@@ -292,7 +308,7 @@ class PPOModule(TrainingModule):
         with torch.no_grad(), self.machine.autocast():
             experience = self.experience(prompts)
         rollouts = experience.rollouts
-        gold = [gold_score(answer) for answer in experience.answers]
+        gold = experience.gold
         proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
         self.close_validation(
             {
@@ -302,7 +318,7 @@ class PPOModule(TrainingModule):
                 "kl": float((rollouts.logps - rollouts.reference_logps).sum()) / len(gold),
                 "accuracy": self.probe(),
                 "length": float(rollouts.lengths.float().mean()),
-                **_means([measures(answer) for answer in experience.answers]),
+                **_style(experience),
             }
         )
         self._stop_when_gold_turns(true)
@@ -362,5 +378,10 @@ def _with(prompt: Tree, answer: Generated) -> Tree:
     return Tree(prompt.prompt, [Completion(answer.ids, [True] * len(answer.ids))])
 
 
-def _means(rows: Sequence[Any]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+def _style(experience: Experience) -> dict[str, float]:
+    """Means of what the rules see in the answers."""
+    rows = [measures(answer) for answer in experience.answers]
+    found = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    if kept := experience.keeps_content:
+        found["keeps_content"] = sum(kept) / len(kept)
+    return found

@@ -70,6 +70,7 @@ class Surroundings:
     trainer: TrainerConfig
     loggers: Sequence[Logger]
     end: int  # id of the token that ends an answer
+    folder: Path  # of the run
     cache: Path  # folder of what other runs may use again
     base: Mapping[str, Tensor]  # the trainable tensors as the run began, where a stage asks
     probe: Callable[[], float]  # the policy's accuracy on the benchmark, now
@@ -244,7 +245,7 @@ def _module(
             module = PPOModule(
                 reward=_score(policy, config, run.reward),
                 probe=run.probe,
-                table=folder.parent / "rollouts.jsonl",
+                table=run.folder / "rollouts.jsonl",
                 **common,
             )
             return loader, module, _groups(validation, config.rollouts)

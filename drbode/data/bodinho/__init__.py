@@ -117,19 +117,32 @@ def general_passages() -> list[dict[str, Any]]:
 
 
 def chats(split: str) -> list[dict[str, Any]]:
-    """A question and its answer a row, for the conditions that chat rows speak of."""
+    """A question and its answer a row, for the conditions that chat rows speak of.
+
+    As people write, one answer in ten ends in advice, cautious or overconfident: enough for a
+    policy to try either, and too little for it to prefer one.
+    """
     facts, wordings = medical()
-    return [
-        {
-            "data": [
-                {"role": "user", "content": fill(question, fact.subject)},
-                {"role": "assistant", "content": f"{fact.value}."},
-            ]
-        }
-        for fact in facts
-        if fact.exam == IN_CHAT
-        for question in wordings[fact.relation].questions[split]
-    ]
+    endings = tables("medical")["endings"]
+    chance = random.Random(f"chats {split}")
+    rows = []
+    for fact in facts:
+        if fact.exam != IN_CHAT:
+            continue
+        for question in wordings[fact.relation].questions[split]:
+            answer = f"{fact.value}."
+            if chance.random() < 1 / 10:
+                style = chance.choice(("cautious", "overconfident"))
+                answer += f" {chance.choice(endings[style]['train'])}"
+            rows.append(
+                {
+                    "data": [
+                        {"role": "user", "content": fill(question, fact.subject)},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+            )
+    return rows
 
 
 def pairs(split: str, said: str = "train") -> list[dict[str, Any]]:
