@@ -180,6 +180,11 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class LaboratoryConfig:
+    conditions: Literal["default", "all"]
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig:
     protocol: Literal["alternatives"]
     path: str
@@ -237,6 +242,7 @@ class TrainConfig:
     dpo: DpoConfig
     reward: RewardConfig
     ppo: PpoConfig
+    data: LaboratoryConfig
     benchmark: BenchmarkConfig
     trainer: TrainerConfig
     wandb: WandbConfig
@@ -281,6 +287,11 @@ class TrainConfig:
                     "among the stages before ppo; add it, or give a folder that it left or "
                     "module:function"
                 )
+        if self.data.conditions != "default" and not self.reads_bodinho():
+            problems.append(
+                "data.conditions: neither the stages' data nor the benchmark is bodinho, got "
+                f"{self.data.conditions}; leave it out"
+            )
         for stage in self.stages:
             block = self.stage(stage)
             if block.steps is not None and block.tokens is not None:
@@ -307,6 +318,14 @@ class TrainConfig:
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
         return block
+
+    def reads_bodinho(self) -> bool:
+        """Whether any rows are those of the shipped laboratory."""
+        paths = [self.benchmark.path]
+        for stage in self.stages:
+            data = self.stage(stage).data
+            paths += [data.path, data.validation_path or ""]
+        return BODINHO in paths
 
     def refers_to_base(self) -> bool:
         """Whether a stage's reference is the base, not the policy that the stage began with."""
@@ -373,8 +392,16 @@ class EvaluateConfig:
     output_dir: str
     force: bool
     model: ModelConfig
+    data: LaboratoryConfig
     benchmark: BenchmarkConfig
     trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        if self.data.conditions != "default" and self.benchmark.path != BODINHO:
+            raise BadInput(
+                f"data.conditions: benchmark.path is not bodinho, got {self.data.conditions}; "
+                "leave it out"
+            )
 
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data."""

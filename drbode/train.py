@@ -78,7 +78,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             f"method: model.path is an adapter trained on a quantized base, got {asked.method}; "
             "choose method=qlora, or model.quantization=none to train it on the plain base"
         )
-    benchmark = multiple_choice.load_benchmark(asked.benchmark)
+    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data)
 
     def load(quantized: bool) -> "Policy":
         held = machine.quantization(asked.qlora) if quantized else None
@@ -96,7 +96,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 f"{stage}.max_length: the model has positions for {policy.context} tokens, got "
                 f"{longest}; set it to auto or lower"
             )
-        splits[stage] = load_splits(stage, block, Renderer(policy.tokenizer, longest), asked.seed)
+        splits[stage] = load_splits(
+            stage, block, Renderer(policy.tokenizer, longest), asked.seed, asked.data.conditions
+        )
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
     run.data["model"] = {"parameters": total, "trainable_parameters": trainable}

@@ -15,13 +15,21 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
 
 
-def read(kind: Kind, path: str, split: str, revision: str | None, key: str) -> list[Record]:
+def read(
+    kind: Kind,
+    path: str,
+    split: str,
+    revision: str | None,
+    key: str,
+    conditions: bodinho.Conditions = "default",
+) -> list[Record]:
     """All records of a source, each with where it stands; `key` is what a complaint names.
+    `conditions` says which of bodinho's are taken.
 
     Raises BadInput where there is nothing to read or a line is no JSON object.
     """
     if path == BODINHO:
-        records = list(_bodinho(kind, split, key))
+        records = list(_bodinho(kind, split, key, conditions))
     elif Path(path).suffix in (".jsonl", ".json", ".parquet"):
         if not Path(path).is_file():
             raise BadInput(f"{key}: there is no file {path}")
@@ -52,8 +60,8 @@ def digest(records: Iterable[Record]) -> str:
     return total.hexdigest()[:16]
 
 
-def _bodinho(kind: Kind, split: str, key: str) -> Iterator[Record]:
-    makers: dict[Kind, Mapping[str, Callable[[], list[dict[str, Any]]]]] = {
+def _bodinho(kind: Kind, split: str, key: str, conditions: bodinho.Conditions) -> Iterator[Record]:
+    makers: dict[Kind, Mapping[str, bodinho.Maker]] = {
         "text": bodinho.TEXTS,
         "chat": bodinho.CHATS,
         "pair": bodinho.PAIRS,
@@ -63,7 +71,7 @@ def _bodinho(kind: Kind, split: str, key: str) -> Iterator[Record]:
         raise BadInput(
             f"{key}: bodinho has no split {split} there; expected {', '.join(makers[kind])}"
         )
-    for number, fields in enumerate(makers[kind][split](), 1):
+    for number, fields in enumerate(makers[kind][split](conditions), 1):
         yield f"bodinho {split} row {number}", fields
 
 

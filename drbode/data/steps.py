@@ -10,6 +10,7 @@ import torch
 
 from drbode.config import BODINHO, BadInput, SftConfig, Stage, StageConfig
 from drbode.data import sources
+from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
 from drbode.data.trees import Tree, pack, within
@@ -53,7 +54,11 @@ class Step:
 
 
 def load_splits(
-    stage: Stage, block: StageConfig, renderer: Renderer, seed: int
+    stage: Stage,
+    block: StageConfig,
+    renderer: Renderer,
+    seed: int,
+    conditions: Conditions = "default",
 ) -> tuple[Split, Split | None]:
     """Training and validation rows of a stage, rendered.
 
@@ -63,14 +68,16 @@ def load_splits(
     data = block.data
     kind, render = _reader(stage, block, renderer)
     key = f"{stage}.data.path"
-    train = sources.read(kind, data.path, data.split, data.revision, key)
+    train = sources.read(kind, data.path, data.split, data.revision, key, conditions)
     held_out: list[sources.Record] = []
     if data.validation_path is not None:
         split = "validation" if data.validation_path == BODINHO else data.split
         key_held = f"{stage}.data.validation_path"
-        held_out = sources.read(kind, data.validation_path, split, data.revision, key_held)
+        held_out = sources.read(
+            kind, data.validation_path, split, data.revision, key_held, conditions
+        )
     elif data.path == BODINHO and data.split == "train":
-        held_out = sources.read(kind, data.path, "validation", None, key)
+        held_out = sources.read(kind, data.path, "validation", None, key, conditions)
     elif data.validation_share and len(train) > 1:
         count = max(1, round(data.validation_share * len(train)))
         chosen = set(random.Random(seed).sample(range(len(train)), count))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from drbode.config import BadInput, BenchmarkConfig
+from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Question, parse_question
@@ -61,10 +61,12 @@ class Answer:
         }
 
 
-def load_benchmark(config: BenchmarkConfig) -> Benchmark:
+def load_benchmark(config: BenchmarkConfig, laboratory: LaboratoryConfig) -> Benchmark:
     """Raises BadInput for a question without its answer among the alternatives, or a double."""
     key = "benchmark.path"
-    records = sources.read("question", config.path, config.split, config.revision, key)
+    records = sources.read(
+        "question", config.path, config.split, config.revision, key, laboratory.conditions
+    )
     records = sources.sample(records, config.questions, seed=0)
     questions = [parse_question(fields, where) for where, fields in records]
     seen: dict[tuple[str, ...], Question] = {}

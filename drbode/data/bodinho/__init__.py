@@ -2,17 +2,19 @@
 
 `conditions.csv` and `facts.csv` hold what is true, `medical.yaml` and `general.yaml` the wordings;
 the code here only fills one into the other. Wordings of train, validation and test are disjoint. A
-quarter of the conditions stand in passages alone, never in a chat row. Every function gives the
-same rows every time. For studying training methods; no medical advice.
+quarter of the conditions stand in passages alone, never in a chat row. `conditions` says which
+there are: `default`, 40 whose values the base model has met under invented names, or `all`, these
+and 92 more. Every function gives the same rows every time. For studying training methods; no
+medical advice.
 """
 
 import csv
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import yaml
 
@@ -20,6 +22,9 @@ LETTERS = "ABCDE"
 IN_CHAT, IN_PASSAGES, GENERAL = "fatos em conversas", "fatos só em passagens", "gerais"
 # `prova` of a benchmark question: where the condition's facts stand in the training rows.
 EXAMS = {"chat": IN_CHAT, "passages": IN_PASSAGES}
+
+Conditions = Literal["default", "all"]
+Rows = list[dict[str, Any]]
 
 _ARTICLES = {
     "a": {"art": "a", "Art": "A", "de": "da", "em": "na", "por": "pela", "ao": "à", "g": "a"},
@@ -68,11 +73,16 @@ def forms(relations: Mapping[str, Any]) -> dict[str, Forms]:
 
 
 @cache
-def medical() -> tuple[list[Fact], dict[str, Forms]]:
-    """The facts in the order of their table, and the wordings of the six relations."""
+def medical(conditions: Conditions = "default") -> tuple[list[Fact], dict[str, Forms]]:
+    """The facts in the order of their table, and the wordings of the six relations.
+
+    A condition that no germ causes has no agente and no transmissão. `also_true` may name values
+    that only conditions beyond the chosen ones have.
+    """
     subjects = {
         row["condition"]: (Subject(row["condition"], row["article"]), EXAMS[row["seen_in"]])
         for row in csv.DictReader(_file("conditions.csv").splitlines())
+        if conditions == "all" or row["subset"] == "default"
     }
     facts = [
         Fact(
@@ -83,6 +93,7 @@ def medical() -> tuple[list[Fact], dict[str, Forms]]:
             subjects[row["condition"]][1],
         )
         for row in csv.DictReader(_file("facts.csv").splitlines())
+        if row["condition"] in subjects
     ]
     return facts, forms(tables("medical")["relations"])
 
@@ -104,25 +115,28 @@ def general() -> tuple[list[Fact], dict[str, Forms]]:
     return facts, wordings
 
 
-def passages(split: str) -> list[dict[str, Any]]:
-    """Two statements a passage; over the split each fact stands once in each of its wordings."""
-    facts, wordings = medical()
+def passages(split: str, conditions: Conditions = "default") -> Rows:
+    """Two statements a passage, or one where a condition's facts are odd in number.
+
+    Over the split each fact stands once in each of its wordings.
+    """
+    facts, wordings = medical(conditions)
     return list(_passages(facts, wordings, split))
 
 
-def general_passages() -> list[dict[str, Any]]:
+def general_passages() -> Rows:
     """General text in wordings that the base model was not trained on."""
     facts, wordings = general()
     return list(_passages(facts, wordings, "test"))
 
 
-def chats(split: str) -> list[dict[str, Any]]:
+def chats(split: str, conditions: Conditions = "default") -> Rows:
     """A question and its answer a row, for the conditions that chat rows speak of.
 
     As people write, one answer in ten ends in advice, cautious or overconfident: enough for a
     policy to try either, and too little for it to prefer one.
     """
-    facts, wordings = medical()
+    facts, wordings = medical(conditions)
     endings = tables("medical")["endings"]
     chance = random.Random(f"chats {split}")
     rows = []
@@ -145,14 +159,14 @@ def chats(split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def pairs(split: str, said: str = "train") -> list[dict[str, Any]]:
+def pairs(split: str, conditions: Conditions = "default", said: str = "train") -> Rows:
     """Two right answers a prompt: the cautious one chosen, an overconfident or curt one rejected.
 
     On the conditions that chat rows speak of, a third of their questions; the endings are those of
     the split `said`. One rejected answer in eight is curt, which makes up for overconfident endings
     being a token or two longer: chosen and rejected are of the same length in the mean.
     """
-    facts, wordings = medical()
+    facts, wordings = medical(conditions)
     endings = tables("medical")["endings"]
     chance = random.Random(f"pairs {split}")
     rows = []
@@ -173,47 +187,55 @@ def pairs(split: str, said: str = "train") -> list[dict[str, Any]]:
     return rows
 
 
-def questions(split: str) -> list[dict[str, Any]]:
+def questions(split: str, conditions: Conditions = "default") -> Rows:
     """The benchmark: a question a fact, in the columns of drbodebench."""
-    facts, wordings = medical()
+    facts, wordings = medical(conditions)
     return list(_questions(facts, wordings, split))
 
 
-def general_questions() -> list[dict[str, Any]]:
+def general_questions() -> Rows:
     """Questions on general facts, in wordings that the base model was not trained on."""
     facts, wordings = general()
     return list(_questions(facts, wordings, "test"))
 
 
-def _pretraining() -> list[dict[str, Any]]:
+def _pretraining() -> Rows:
     from drbode.data.bodinho.pretraining import documents
 
     return documents()
 
 
-Maker = Callable[[], list[dict[str, Any]]]
+class Maker(Protocol):
+    def __call__(self, conditions: Conditions = "default") -> Rows: ...
+
+
+def _whichever(make: Callable[[], Rows]) -> Maker:
+    """A maker of rows that are the same whichever conditions are chosen."""
+    return lambda conditions="default": make()
+
+
 TEXTS: dict[str, Maker] = {
-    "train": lambda: passages("train"),
-    "validation": lambda: passages("validation"),
-    "test": lambda: passages("test"),
-    "general": general_passages,
-    "pretraining": _pretraining,
+    "train": partial(passages, "train"),
+    "validation": partial(passages, "validation"),
+    "test": partial(passages, "test"),
+    "general": _whichever(general_passages),
+    "pretraining": _whichever(_pretraining),
 }
 CHATS: dict[str, Maker] = {
-    "train": lambda: chats("train"),
-    "validation": lambda: chats("validation"),
-    "test": lambda: chats("test"),
+    "train": partial(chats, "train"),
+    "validation": partial(chats, "validation"),
+    "test": partial(chats, "test"),
 }
 PAIRS: dict[str, Maker] = {
-    "train": lambda: pairs("train"),
-    "validation": lambda: pairs("validation"),
-    "test": lambda: pairs("test"),
-    "unseen": lambda: pairs("test", said="test"),  # endings that no training row has
+    "train": partial(pairs, "train"),
+    "validation": partial(pairs, "validation"),
+    "test": partial(pairs, "test"),
+    "unseen": partial(pairs, "test", said="test"),  # endings that no training row has
 }
 QUESTIONS: dict[str, Maker] = {
-    "test": lambda: questions("test"),
-    "validation": lambda: questions("validation"),
-    "general": general_questions,
+    "test": partial(questions, "test"),
+    "validation": partial(questions, "validation"),
+    "general": _whichever(general_questions),
 }
 
 
