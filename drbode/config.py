@@ -232,6 +232,7 @@ class TrainConfig:
     seed: CountOrZero
     output_dir: str
     force: bool
+    reuse_stages: bool
     method: Method
     model: ModelConfig
     lora: LoraConfig
@@ -377,6 +378,17 @@ class TrainConfig:
             del tree[name]
         return _identity(tree)
 
+    def stage_identity(self, stage: Stage) -> dict[str, Any]:
+        """What shapes the policy after a stage: all but what is measured, and later stages."""
+        tree = self.effective()
+        del tree["benchmark"]
+        tree["stages"] = self.stages[: self.stages.index(stage) + 1]
+        return {k: v for k, v in tree.items() if k not in STAGES or k in tree["stages"]}
+
+    def reuses(self, stage: Stage) -> bool:
+        """Whether a stage may be taken from an earlier run; ppo leaves more than its weights."""
+        return self.reuse_stages and stage != "ppo"
+
     def run_name(self) -> str:
         """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
         blocks = METHOD_BLOCKS[self.method]
@@ -426,7 +438,7 @@ OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() f
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     """Leaves out where results are written and shown; adds what the local files named hold."""
-    for name in ("output_dir", "force", "wandb"):
+    for name in ("output_dir", "force", "reuse_stages", "wandb"):
         tree.pop(name, None)
     del tree["model"]["learning_rates"]
     del tree["trainer"]["progress"]
@@ -458,10 +470,10 @@ def content(path: str) -> str | None:
     return digest(parts)
 
 
-def digest(tree: Any) -> str:
-    """The first 8 hex digits of the SHA-256 of plain data; equal data, equal digest."""
+def digest(tree: Any, length: int = 8) -> str:
+    """The first `length` hex digits of the SHA-256 of plain data; equal data, equal digest."""
     text = json.dumps(tree, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 # --- from plain data to the typed tree ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a run leaves behind: a folder with one `record.json`, whole at every moment."""
 
+import hashlib
 import json
 import os
 import platform
@@ -166,6 +167,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def code_digest() -> str:
+    """A digest of this package's source, so that what another version made is not taken for it."""
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.rglob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def cpu_model() -> str:

@@ -65,6 +65,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.models.base import load_policy, quantization_of
     from drbode.models.methods import wrap
     from drbode.reporting import plots
+    from drbode.training import cache as stage_cache
     from drbode.training.loggers import open_loggers
     from drbode.training.stages import Surroundings, restore_stage, run_stage
 
@@ -127,7 +128,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
 
     before = measure("base")
     run.data["base"] = {"summary": multiple_choice.summarise(before)}
-    steps = 0
+    steps, metrics = 0, run.folder / "metrics.csv"
     with open_loggers(run.folder, asked.wandb) as loggers:
         around = Surroundings(
             seed=asked.seed,
@@ -154,9 +155,22 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 steps += run.data["stages"][stage]["steps"]
                 earlier = answer() if stage != asked.stages[-1] else earlier
                 continue
-            result, reward = run_stage(
-                policy, stage, block, *splits[stage], around, folder=checkpoints, step_offset=steps
-            )
+            content = [asked.stage_identity(stage), run.data["machine"], run.data["versions"]]
+            with stage_cache.entry(
+                around.cache, config.digest([*content, record.code_digest()], 24)
+            ) as kept:
+                done = kept.result if asked.reuses(stage) else None
+                if done is not None:
+                    print(f"{stage}: trained before ({kept.folder}), taken from there")
+                    kept.bring(checkpoints, metrics)
+                    result, reward = done, restore_stage(policy, checkpoints)
+                else:
+                    rows = splits[stage]
+                    result, reward = run_stage(
+                        policy, stage, block, *rows, around, folder=checkpoints, step_offset=steps
+                    )
+                    if asked.reuses(stage):
+                        kept.keep(result, checkpoints, metrics, stage)
             steps += result.steps
             if reward is None:
                 policy.save(run.folder / stage)
@@ -176,9 +190,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             }
             earlier = answers
             run.save()
-    plots.learning_curves(run.folder / "metrics.csv", run.folder / "curves.png")
+    plots.learning_curves(metrics, run.folder / "curves.png")
     if "ppo" in asked.stages:
-        plots.reward_hacking(run.folder / "metrics.csv", run.folder / "reward_hacking.png")
+        plots.reward_hacking(metrics, run.folder / "reward_hacking.png")
 
 
 def _plan(asked: TrainConfig, run: "Run") -> None:

@@ -62,7 +62,7 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["lora.r=2.5"], ["lora.r", "a whole number", "2.5"]),
         (["lora.r=true"], ["lora.r", "a whole number", "true"]),
         (["lora.dropout=1"], ["lora.dropout", "at most"]),
-        (["stages=stf"], ["stages", "cpt or sft", "did you mean sft?"]),
+        (["stages=stf"], ["stages", "reward or ppo", "did you mean sft?"]),
         (["stages=[]"], ["stages", "a stage or more"]),
         (["stages=[sft,sft]"], ["sft stands twice"]),
         (["sft.learning_rate=quick"], ["sft.learning_rate", "auto or a number above 0"]),

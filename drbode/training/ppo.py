@@ -117,7 +117,7 @@ class PPOModule(TrainingModule):
         return len(batch.logps)
 
     def training_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
-        experience = self.experience(prompts)
+        experience = self.experience(prompts, self.config.temperature)
         self._report(experience)
         for _ in range(self.config.inner_epochs):
             order = torch.randperm(len(prompts), generator=self._shuffle).tolist()
@@ -183,9 +183,9 @@ class PPOModule(TrainingModule):
         return logps, values
 
     @torch.no_grad()
-    def experience(self, prompts: list[Tree]) -> Experience:
+    def experience(self, prompts: list[Tree], temperature: float) -> Experience:
         """Answers to the prompts, and the credit of each of their tokens."""
-        answers = self._answer(prompts, self.config.temperature)
+        answers = self._answer(prompts, temperature)
         trees = [_with(prompt, a) for prompt, a in zip(prompts, answers, strict=True)]
         texts = [self._text(a) for a in answers]
         logps, values, reference, scores = [], [], [], []
@@ -303,10 +303,11 @@ class PPOModule(TrainingModule):
         self._validation += prompts
 
     def on_validation_epoch_end(self) -> None:
-        """Answers to held-out prompts: proxy and gold score, KL, and the benchmark."""
+        """Greedy answers to held-out prompts: proxy and gold score; the KL from sampled ones."""
         prompts, self._validation = self._validation, []
         with torch.no_grad(), self.machine.autocast():
-            experience = self.experience(prompts)
+            experience = self.experience(prompts, temperature=0.0)
+            sampled = self.experience(prompts, self.config.temperature).rollouts
         rollouts = experience.rollouts
         gold = experience.gold
         proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
@@ -315,7 +316,7 @@ class PPOModule(TrainingModule):
                 "loss": -proxy,
                 "proxy": proxy,
                 "gold": true,
-                "kl": float((rollouts.logps - rollouts.reference_logps).sum()) / len(gold),
+                "kl": float((sampled.logps - sampled.reference_logps).sum()) / len(gold),
                 "accuracy": self.probe(),
                 "length": float(rollouts.lengths.float().mean()),
                 **_style(experience),

@@ -1,0 +1,61 @@
+"""Finished stages by their content, so that the runs of a sweep train a common stage once."""
+
+import csv
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drbode.record import write_json
+from drbode.training.callbacks import COLUMNS
+from drbode.training.stages import LAST, StageResult
+
+
+class Entry:
+    """What is kept of one stage: its tensors, its result, and the metrics it logged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def result(self) -> StageResult | None:
+        """What the stage came to when it was trained; None where it has not been."""
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
+
+    def keep(self, result: StageResult, checkpoints: Path, metrics: Path, stage: str) -> None:
+        """Keeps a stage that was just trained; the result is written last, and makes it count."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoints / LAST, self.folder / LAST)
+        with metrics.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["stage"] == stage]
+        with (self.folder / "metrics.csv").open("w", newline="") as file:
+            kept = csv.DictWriter(file, COLUMNS)
+            kept.writeheader()
+            kept.writerows(rows)
+        write_json(self.folder / "result.json", result.as_dict())
+
+    def bring(self, checkpoints: Path, metrics: Path) -> None:
+        """Puts what is kept where the stage would have left it."""
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.folder / LAST, checkpoints / LAST)
+        with (self.folder / "metrics.csv").open() as kept, metrics.open("a") as file:
+            next(kept)
+            shutil.copyfileobj(kept, file)
+
+
+@contextmanager
+def entry(cache: Path, digest: str) -> Iterator[Entry]:
+    """The place of a stage of this content, its own while the context lasts.
+
+    Another process that wants the same stage waits here, and then finds it done.
+    """
+    folder = cache / "stages" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Entry(folder)
