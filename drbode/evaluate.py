@@ -36,7 +36,7 @@ def _evaluate(asked: EvaluateConfig, run: "Run") -> None:
     from drbode.reporting import terminal
 
     machine = machines.resolve(asked.trainer, asked.model, None)
-    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data)
+    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data.conditions)
     policy = load_policy(
         asked.model,
         machine.torch_dtype,

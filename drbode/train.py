@@ -79,7 +79,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             f"method: model.path is an adapter trained on a quantized base, got {asked.method}; "
             "choose method=qlora, or model.quantization=none to train it on the plain base"
         )
-    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data)
+    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data.conditions)
 
     def load(quantized: bool) -> "Policy":
         held = machine.quantization(asked.qlora) if quantized else None

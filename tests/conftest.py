@@ -11,7 +11,10 @@ install_import_hook(
     ["drbode.objectives", "drbode.models", "drbode.data.trees"], "beartype.beartype"
 )
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +29,9 @@ from transformers import (
 )
 
 from drbode import config
+from drbode.models.machine import Machine
+from drbode.training.callbacks import CsvLogger
+from drbode.training.stages import Surroundings
 
 VOCABULARY = 97
 
@@ -36,6 +42,24 @@ torch.set_num_threads(1)  # what the tests compute is too small to share out
 def asked(*overrides: str) -> config.TrainConfig:
     """What the train door is asked for by these words, every `auto` resolved."""
     return config.load(config.compose("train", overrides), overrides).resolved()
+
+
+def surroundings(folder: Path, **changes: Any) -> Surroundings:
+    """What a stage knows of a run in `folder` on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = Surroundings(
+        seed=0,
+        machine=Machine("cpu", "32-true", "fp32", "sdpa", 1),
+        trainer=replace(asked().trainer, progress=False),
+        loggers=[CsvLogger(folder / "metrics.csv")],
+        end=1,
+        folder=folder,
+        cache=folder / ".cache",
+        base={},
+        probe=lambda: 0.0,
+        reward=None,
+    )
+    return replace(plain, **changes)
 
 
 def tiny(family: str) -> nn.Module:

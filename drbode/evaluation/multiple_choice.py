@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig
+from drbode.config import BadInput, BenchmarkConfig
 from drbode.data import sources
+from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Question, parse_question
 from drbode.data.trees import pack, within
@@ -61,12 +62,10 @@ class Answer:
         }
 
 
-def load_benchmark(config: BenchmarkConfig, laboratory: LaboratoryConfig) -> Benchmark:
+def load_benchmark(config: BenchmarkConfig, conditions: Conditions = "default") -> Benchmark:
     """Raises BadInput for a question without its answer among the alternatives, or a double."""
     key = "benchmark.path"
-    records = sources.read(
-        "question", config.path, config.split, config.revision, key, laboratory.conditions
-    )
+    records = sources.read("question", config.path, config.split, config.revision, key, conditions)
     records = sources.sample(records, config.questions, seed=0)
     questions = [parse_question(fields, where) for where, fields in records]
     seen: dict[tuple[str, ...], Question] = {}

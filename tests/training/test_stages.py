@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from drbode import config
 from drbode.config import StageConfig
 from drbode.data.steps import Ledger, Split, StepLoader
 from drbode.data.trees import Completion, Tree
@@ -15,9 +14,8 @@ from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import stages
-from drbode.training.callbacks import CsvLogger
 from drbode.training.stages import restore_stage, run_stage
-from tests.conftest import VOCABULARY, asked, tiny
+from tests.conftest import VOCABULARY, asked, surroundings, tiny
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 
@@ -58,21 +56,16 @@ def policy(method: Any = "lora", dropout: float = 0.0) -> Policy:
 def run(
     made: Policy, stage: StageConfig, folder: Path, validation: Split | None = None
 ) -> stages.StageResult:
-    plain = config.build(config.TrainConfig, config.compose("train")).trainer
-    folder.mkdir(parents=True, exist_ok=True)
     return run_stage(
         made,
         "sft",
         stage,
         split(),
         validation,
-        seed=0,
-        machine=CPU,
-        trainer_config=dataclasses.replace(plain, progress=False),
-        loggers=[CsvLogger(folder / "metrics.csv")],
+        surroundings(folder),
         folder=folder / "checkpoints",
         step_offset=0,
-    )
+    )[0]
 
 
 def assert_same(one: Policy, two: Policy, tolerance: float) -> None:
@@ -104,7 +97,7 @@ def test_gradients_of_a_step_do_not_depend_on_its_micro_batches() -> None:
         made = policy("full")
         stage = block(max_tokens=budget)
         step = next(iter(StepLoader(split().trees, stage, 0)))
-        module = CLMModule(made, "sft", stage, 1, 0)
+        module = CLMModule(made, "sft", stage, steps=1, step_offset=0, machine=CPU, end=1)
         for batch in step.batches:
             (module.sums(batch).loss / step.supervised).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in made.trainable().values()]))

@@ -23,15 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from drbode.config import DataConfig, StageConfig, TrainerConfig
+from drbode.config import DataConfig, StageConfig
 from drbode.data.steps import Ledger, Split, StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
-from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import module as training
 from drbode.training.stages import LAST, run_stage
-from tests.conftest import VOCABULARY, asked, tiny
+from tests.conftest import VOCABULARY, asked, surroundings, tiny
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3
 WARMUP_STEPS = 2
@@ -119,16 +118,7 @@ def in_drbode(
         STAGE,
         Split(trees, Ledger()),
         None,
-        seed=SEED,
-        machine=Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads()),
-        trainer_config=TrainerConfig(
-            accelerator="cpu",
-            precision="32-true",
-            threads="auto",
-            gradient_checkpointing=False,
-            progress=False,
-        ),
-        loggers=[kept],
+        surroundings(folder, seed=SEED, loggers=[kept]),
         folder=folder,
         step_offset=0,
     )
