@@ -179,6 +179,9 @@ class AdapterConfig:
     activation: Literal["gelu", "relu", "silu", "tanh"]
 
 
+Protocol = Literal["alternatives", "letter", "generate", "chapter"]
+
+
 @dataclass(frozen=True)
 class LaboratoryConfig:
     conditions: Literal["default", "all"]
@@ -186,12 +189,17 @@ class LaboratoryConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    protocol: Literal["alternatives"]
+    protocol: Protocol
     path: str
     revision: str | None
     split: str
     questions: Count | None
     max_tokens: Count
+    max_new_tokens: Count
+
+    def unread(self) -> set[str]:
+        """Dotted keys that the protocol does not read."""
+        return set() if self.protocol == "generate" else {"benchmark.max_new_tokens"}
 
 
 @dataclass(frozen=True)
@@ -346,7 +354,7 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
-        return keys
+        return keys | self.benchmark.unread()
 
     def _auto_rate(self, stage: Stage) -> float | None:
         return self.model.learning_rates.get(self.method, {}).get(stage)
@@ -370,10 +378,7 @@ class TrainConfig:
 
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data: nothing unread, nothing of where it is written."""
-        tree = dataclasses.asdict(self.resolved())
-        for key in self.unread():
-            block, name = key.split(".")
-            del tree[block][name]
+        tree = _without(dataclasses.asdict(self.resolved()), self.unread())
         for name in OPTIONAL_BLOCKS - self.blocks_read():
             del tree[name]
         return _identity(tree)
@@ -417,7 +422,7 @@ class EvaluateConfig:
 
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data."""
-        return _identity(dataclasses.asdict(self))
+        return _identity(_without(dataclasses.asdict(self), self.benchmark.unread()))
 
     def run_name(self) -> str:
         """The model, the benchmark and the digest of `effective`: `eval-bodinho-test-0c4be1d2`."""
@@ -432,8 +437,16 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.reference": "dpo.loss=reference_free",
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
+    "benchmark.max_new_tokens": "a protocol other than generate",
 }
 OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
+
+
+def _without(tree: dict[str, Any], unread: set[str]) -> dict[str, Any]:
+    for key in unread:
+        block, name = key.split(".")
+        del tree[block][name]
+    return tree
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
@@ -665,9 +678,16 @@ def load(tree: Mapping[str, Any], overrides: Sequence[str], multirun: bool = Fal
                     f"not read {key.split('.')[0]}; leave it out, or choose a method or stage that "
                     "reads it"
                 )
-            if key in config.unread():
-                raise BadInput(f"{key}: has no effect with {UNREAD[key]}; leave it out")
+        refuse_unread(overrides, config.unread())
     return config
+
+
+def refuse_unread(overrides: Sequence[str], unread: set[str]) -> None:
+    """Raises BadInput for an override of a key that has no effect."""
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key in unread:
+            raise BadInput(f"{key}: has no effect with {UNREAD[key]}; leave it out")
 
 
 def open_door(

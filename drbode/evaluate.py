@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from drbode.record import Run
 
 
-def job(tree: Mapping[str, Any], overrides: list[str], _multirun: bool) -> None:
+def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
     """What Hydra calls, once an evaluation."""
     from drbode import record
 
     asked = config.build(EvaluateConfig, tree)
+    if not multirun:
+        config.refuse_unread(overrides, asked.benchmark.unread())
     folder = Path(asked.output_dir) / asked.run_name()
     with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
         if run.finished:
@@ -57,7 +59,7 @@ def _evaluate(asked: EvaluateConfig, run: "Run") -> None:
         policy,
         Renderer(policy.tokenizer, policy.context),
         benchmark.questions,
-        asked.benchmark.max_tokens,
+        asked.benchmark,
         machine,
     )
     seconds = time.perf_counter() - began

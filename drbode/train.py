@@ -116,7 +116,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
 
     def answer() -> list["Answer"]:
         return multiple_choice.answer(
-            policy, renderer, benchmark.questions, asked.benchmark.max_tokens, machine
+            policy, renderer, benchmark.questions, asked.benchmark, machine
         )
 
     def measure(after: str) -> list["Answer"]:

@@ -49,6 +49,22 @@ def test_the_evaluate_door_composes() -> None:
     assert tree.benchmark.protocol == "alternatives"
 
 
+def test_a_protocol_is_a_group_and_a_key() -> None:
+    assert load("benchmark.protocol=letter") == load("benchmark=letter")
+    assert load("benchmark=letter").benchmark.protocol == "letter"
+
+
+def test_a_limit_is_refused_where_nothing_is_written_up_to_it() -> None:
+    limit = "benchmark.max_new_tokens=5"
+    assert "max_new_tokens" in load("benchmark=generate", limit).effective()["benchmark"]
+    with pytest.raises(
+        BadInput, match="max_new_tokens: has no effect with a protocol other than generate"
+    ):
+        load("benchmark=chapter", limit)
+    unread = load("benchmark=chapter", limit, multirun=True)
+    assert "max_new_tokens" not in unread.effective()["benchmark"]
+
+
 def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
     assert load("stages=cpt").stages == ["cpt"]
     assert load("stages=[sft,cpt]").stages == ["sft", "cpt"]

@@ -165,6 +165,11 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
         ("train", ["sft.max_length=9999"], ["sft.max_length", "2048", "9999"]),
         ("train", ["output_dir=bad.jsonl"], ["output_dir", "cannot be written"]),
         ("train", ["model.chat_template=none.jinja"], ["model.chat_template", "no file"]),
+        (
+            "evaluate",
+            ["benchmark=letter", "benchmark.max_new_tokens=3"],
+            ["benchmark.max_new_tokens", "no effect", "protocol other than generate"],
+        ),
         ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),
     ],
 )
@@ -192,6 +197,20 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(
     for word in expected:
         assert word in str(caught.value)
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_evaluate_by_written_answers_shows_what_was_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["benchmark=generate", "benchmark.questions=6", "trainer.threads=1"]
+    evaluate.job(config.compose("evaluate", words), words, False)
+    said = capsys.readouterr().out
+    for word in ("no answer, %", "stopped, %", "6 questions, generate"):
+        assert word in said
+    assert "ECE" not in said
+    answers = (only_run(tmp_path) / "benchmark/model.jsonl").read_text().splitlines()
+    assert all({"written", "stopped"} <= json.loads(line).keys() for line in answers)
 
 
 def test_the_door_tells_a_mistake_in_the_data_in_one_line(tmp_path: Path) -> None:

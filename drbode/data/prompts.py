@@ -5,7 +5,7 @@ Text and special tokens come from the tokenizer's own chat template. The pieces 
 token straddles their seam, and rendered text is tokenised without adding special tokens again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,6 +20,24 @@ class Rendered(NamedTuple):
     trees: list[Tree]
     cut: bool = False
     dropped: str | None = None
+
+
+def letter_prompt(stem: str, row: Question) -> str:
+    """A question that asks for a letter, in the form that the shipped model has read."""
+    return f"{stem}\n{_lines(row.alternatives)}\nResponda só com a letra."
+
+
+def chapter_prompt(stem: str, row: Question) -> str:
+    """The chapter's prompt in our words; a blank alternative stands in it as Python prints it."""
+    offered = dict(sorted({**row.alternatives, **row.blank}.items()))
+    return (
+        "Você é um médico especialista. Leia a questão de múltipla escolha e responda apenas com a "
+        f"letra da alternativa correta.\n\nQuestão: {stem}\n\n{_lines(offered)}\n\nResposta:"
+    )
+
+
+def _lines(alternatives: Mapping[str, str]) -> str:
+    return "\n".join(f"{letter}) {text}" for letter, text in alternatives.items())
 
 
 class Renderer:
@@ -130,30 +148,50 @@ class Renderer:
         return Rendered([tree], cut=len(part) < len(ids))
 
     def alternatives(self, row: Question) -> Rendered:
-        """The question as prompt, the text of each alternative as a completion, no end token.
+        """The question as prompt, the text of each alternative as a completion, no end token."""
+        return self._question(row, lambda stem: stem, row.alternatives.values())
+
+    def letter(self, row: Question) -> Rendered:
+        """The question with its alternatives as prompt, each letter as a completion."""
+        return self._question(row, lambda stem: letter_prompt(stem, row), row.alternatives)
+
+    def generate(self, row: Question, max_new_tokens: int) -> Rendered:
+        """The prompt of `letter`, with room for an answer of the model's own."""
+        return self._question(row, lambda stem: letter_prompt(stem, row), (), max_new_tokens)
+
+    def chapter(self, row: Question, max_new_tokens: int) -> Rendered:
+        """The chapter's prompt (section 3.5.2), with room for an answer."""
+        return self._question(row, lambda stem: chapter_prompt(stem, row), (), max_new_tokens)
+
+    def _question(
+        self,
+        row: Question,
+        ask: Callable[[str], str],
+        completions: Iterable[str],
+        max_new_tokens: int = 0,
+    ) -> Rendered:
+        """`ask` of the stem and image description as prompt, and what may follow it.
 
         A question that is too long loses the start of its stem, for what is asked stands last.
         """
-        completions = []
-        for text in row.alternatives.values():
-            ids = self._ids(text)
-            completions.append(Completion(ids, [True] * len(ids)))
-        room = self.max_length - max(len(c.ids) for c in completions)
+        follow = [Completion(ids, [True] * len(ids)) for ids in map(self._ids, completions)]
+        room = self.max_length - max([max_new_tokens, *(len(c.ids) for c in follow)])
         stem = row.stem if row.image is None else f"{row.stem}\n\n{row.image}"
-        prompt = self._ids(self._template([Message("user", stem)]))
+        prompt = self._ids(self._template([Message("user", ask(stem))]))
         cut = len(prompt) > room
         if cut:
             ids = self._ids(stem)
             kept = len(ids) - (len(prompt) - room)
             while len(prompt) > room and kept > 0:
                 shorter = self.tokenizer.decode(ids[len(ids) - kept :])
-                prompt = self._ids(self._template([Message("user", shorter)]))
+                prompt = self._ids(self._template([Message("user", ask(shorter))]))
                 kept -= 8  # text decoded and tokenised again may be a little longer
         if len(prompt) > room:
             raise BadInput(
-                f"{row.where}: alternativas: longer than the model's {self.max_length} tokens"
+                f"{row.where}: alternativas: too long for the model's {self.max_length} tokens, "
+                f"of which the answer takes {self.max_length - room}; leave the question out"
             )
-        return Rendered([Tree(prompt, completions)], cut=cut)
+        return Rendered([Tree(prompt, follow)], cut=cut)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -53,13 +53,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question of drbodebench's columns, without the alternatives left blank."""
+    """A multiple-choice question of drbodebench's columns.
+
+    `alternatives` are those with text. `blank` holds the letters of the others, and what stands
+    there as Python prints it ('None' for a null), which the chapter's prompt shows.
+    """
 
     origin: str
     exam: str
     number: str
     stem: str
     alternatives: dict[str, str]
+    blank: dict[str, str]
     answer: str
     image: str | None
     where: str
@@ -161,11 +166,11 @@ def parse_question(record: Mapping[str, Any], where: str) -> Question:
             f"{where}: alternativas: expected letters with their texts, got "
             f"{type(offered).__name__}"
         )
-    alternatives = {
-        str(letter).strip().upper(): str(text).strip()
-        for letter, text in sorted(offered.items())
-        if text is not None and str(text).strip()
-    }
+    alternatives: dict[str, str] = {}
+    blank: dict[str, str] = {}
+    for letter, text in sorted(offered.items()):
+        there = text is not None and str(text).strip()
+        (alternatives if there else blank)[str(letter).strip().upper()] = str(text).strip()
     if odd := [letter for letter in alternatives if letter not in LETTERS]:
         raise BadInput(f"{where}: alternativas: expected letters A to E, got {odd[0]!r}")
     if len(alternatives) < 2:
@@ -184,6 +189,7 @@ def parse_question(record: Mapping[str, Any], where: str) -> Question:
         number=str(record.get("numero", where)),
         stem=_string(record, "enunciado", where),
         alternatives=alternatives,
+        blank=blank,
         answer=answer,
         image=str(image).strip() or None if image is not None else None,
         where=where,

@@ -13,9 +13,13 @@ from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Question, parse_question
 from drbode.data.trees import pack, within
+from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.evaluation.statistics import brier, expected_calibration_error, paired, wilson
 from drbode.models.base import Policy
+from drbode.models.generation import generate
 from drbode.models.machine import Machine
+
+CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,32 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered: the scores of the alternatives (nats a token) and their softmax."""
+    """What a model answered: by the scores of the alternatives (nats), or by what it wrote."""
 
     question: Question
-    scores: dict[str, float]
-    probabilities: dict[str, float]
+    letter: str | None  # None: no answer
     cut: bool
-
-    @property
-    def letter(self) -> str:
-        """The alternative of the highest score; of equal ones the first."""
-        return max(self.scores, key=lambda letter: self.scores[letter])
+    scores: dict[str, float] | None = None
+    written: str | None = None
+    stopped: bool | None = None  # what was written ended its turn before the limit
 
     @property
     def correct(self) -> bool:
         return self.letter == self.question.answer
 
+    @property
+    def probabilities(self) -> dict[str, float] | None:
+        """The softmax of the scores."""
+        if self.scores is None:
+            return None
+        top = max(self.scores.values())
+        weights = {letter: math.exp(score - top) for letter, score in self.scores.items()}
+        return {letter: weight / sum(weights.values()) for letter, weight in weights.items()}
+
     def as_row(self) -> dict[str, Any]:
         """The answer as a line of JSON."""
         question = self.question
-        return {
+        row: dict[str, Any] = {
             "origem": question.origin,
             "prova": question.exam,
             "numero": question.number,
@@ -56,10 +66,14 @@ class Answer:
             "resposta": question.answer,
             "predicted": self.letter,
             "correct": self.correct,
-            "scores": {k: round(v, 6) for k, v in self.scores.items()},
-            "probabilities": {k: round(v, 6) for k, v in self.probabilities.items()},
             "prompt_cut": self.cut,
         }
+        if self.scores is not None and self.probabilities is not None:
+            row["scores"] = {k: round(v, 6) for k, v in self.scores.items()}
+            row["probabilities"] = {k: round(v, 6) for k, v in self.probabilities.items()}
+        if self.written is not None:
+            row |= {"written": self.written, "stopped": self.stopped}
+        return row
 
 
 def load_benchmark(config: BenchmarkConfig, conditions: Conditions = "default") -> Benchmark:
@@ -83,73 +97,116 @@ def answer(
     policy: Policy,
     renderer: Renderer,
     questions: Sequence[Question],
-    max_tokens: int,
+    config: BenchmarkConfig,
     machine: Machine,
 ) -> list[Answer]:
-    """Answers by `alternatives`: mean log-probability of each alternative's tokens.
+    """Answers by the protocol of `config`; how many questions go into a batch changes none."""
+    by_scores = config.protocol in ("alternatives", "letter")
+    by = _by_scores if by_scores else _by_writing
+    return by(policy, renderer, questions, config, machine)
 
-    All alternatives of a question share their prompt in one tree; no end token is scored. How many
-    questions go into a batch changes the speed and no answer.
+
+def _by_scores(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Answer]:
+    """The completion of highest log-probability: its tokens' mean for a text, sum for a letter.
+
+    All alternatives of a question share their prompt in one tree; no end token is scored.
     """
-    rendered = [renderer.alternatives(question) for question in questions]
+    of_letters = config.protocol == "letter"
+    rendered = [renderer.letter(q) if of_letters else renderer.alternatives(q) for q in questions]
     training = policy.network.training
     policy.network.eval()
-    scores: list[float] = []
+    found: list[float] = []
     with torch.inference_mode(), machine.autocast():
-        for group in within((r.trees[0] for r in rendered), max_tokens):
+        for group in within((row.trees[0] for row in rendered), config.max_tokens):
             batch = pack(group).to(policy.device)
             logps = policy.logps(**batch.inputs()).double()
-            scores += (batch.sums(logps) / batch.lengths()).tolist()
+            found += (batch.sums(logps) / (1 if of_letters else batch.lengths())).tolist()
     policy.network.train(training)
     answers = []
-    at = 0
+    scored = iter(found)
     for question, row in zip(questions, rendered, strict=True):
-        own = scores[at : at + len(question.alternatives)]
-        at += len(own)
-        top = max(own)
-        weights = [math.exp(score - top) for score in own]
-        letters = list(question.alternatives)
-        answers.append(
-            Answer(
-                question,
-                dict(zip(letters, own, strict=True)),
-                {k: w / sum(weights) for k, w in zip(letters, weights, strict=True)},
-                row.cut,
-            )
+        scores = {letter: next(scored) for letter in question.alternatives}
+        best = max(scores, key=scores.__getitem__)  # of equal ones the first
+        answers.append(Answer(question, best, row.cut, scores))
+    return answers
+
+
+def _by_writing(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Answer]:
+    """What is written after the question, read by the strict parser or by the chapter's rule."""
+    of_chapter = config.protocol == "chapter"
+    limit = CHAPTER_TOKENS if of_chapter else config.max_new_tokens
+    render = renderer.chapter if of_chapter else renderer.generate
+    rendered = [render(question, limit) for question in questions]
+    with machine.autocast():
+        written = generate(
+            policy,
+            [row.trees[0].prompt for row in rendered],
+            end=renderer.turn_end[1],
+            max_new_tokens=limit,
+            max_tokens=config.max_tokens,
         )
+    answers = []
+    for question, row, own in zip(questions, rendered, written, strict=True):
+        ids = own.ids[:-1] if own.ended else own.ids
+        text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+        letter = first_letter(text) if of_chapter else stated_letter(text, question.alternatives)
+        answers.append(Answer(question, letter, row.cut, written=text, stopped=own.ended))
     return answers
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Accuracy with Wilson's interval, whole and by part (`prova`), calibration, and the floors."""
-    parts: dict[str, list[Answer]] = {}
-    for one in answers:
-        parts.setdefault(one.question.exam, []).append(one)
-    truth = [list(a.scores).index(a.question.answer) for a in answers]
-    longest = [max(q.alternatives, key=lambda k: len(q.alternatives[k])) for q in _asked(answers)]
+    """Accuracy with Wilson's interval, whole and by part, calibration, and the floors.
+
+    No answer is a wrong answer. Calibration is None where nothing was scored.
+    """
+    questions = [a.question for a in answers]
+    longest = [max(q.alternatives, key=lambda k: len(q.alternatives[k])) for q in questions]
     return {
         **_accuracy(answers),
-        "parts": {name: _accuracy(own) for name, own in parts.items()} if len(parts) > 1 else {},
-        "ece": expected_calibration_error(
-            [max(a.probabilities.values()) for a in answers], [a.correct for a in answers]
-        ),
-        "brier": brier([list(a.probabilities.values()) for a in answers], truth),
+        "parts": {
+            name: _accuracy([answers[i] for i in own]) for name, own in _parts(questions).items()
+        },
+        **_calibration(answers),
         "prompts_cut": sum(a.cut for a in answers),
         "floor_longest": sum(
-            letter == q.answer for letter, q in zip(longest, _asked(answers), strict=True)
+            letter == q.answer for letter, q in zip(longest, questions, strict=True)
         )
         / len(answers),
     }
 
 
-def _asked(answers: Sequence[Answer]) -> list[Question]:
-    return [a.question for a in answers]
+def _parts(questions: Sequence[Question]) -> dict[str, list[int]]:
+    """Indices of the questions of each `origem` and each `prova`, where there is more than one."""
+    origins: dict[str, dict[str, list[int]]] = {}
+    for i, question in enumerate(questions):
+        origins.setdefault(question.origin, {}).setdefault(question.exam, []).append(i)
+    parts: dict[str, list[int]] = {}
+    for origin, exams in origins.items():
+        if len(origins) > 1:
+            parts[origin] = sorted(i for own in exams.values() for i in own)
+        if len(exams) > 1:
+            prefix = f"{origin}, " if len(origins) > 1 else ""
+            parts |= {f"{prefix}{exam}": own for exam, own in exams.items()}
+    return parts
 
 
 def _accuracy(answers: Sequence[Answer]) -> dict[str, Any]:
     correct = sum(a.correct for a in answers)
     interval = wilson(correct, len(answers))
-    chance = sum(1 / len(a.scores) for a in answers) / len(answers)
+    chance = sum(1 / len(a.question.alternatives) for a in answers) / len(answers)
+    stopped = [a.stopped for a in answers if a.stopped is not None]
     return {
         "accuracy": correct / len(answers),
         "correct": correct,
@@ -157,16 +214,25 @@ def _accuracy(answers: Sequence[Answer]) -> dict[str, Any]:
         "interval": list(interval),
         "chance": chance,
         "at_chance": chance in interval,
+        "unanswered": sum(a.letter is None for a in answers) / len(answers),
+        "stop_rate": sum(stopped) / len(stopped) if stopped else None,
+    }
+
+
+def _calibration(answers: Sequence[Answer]) -> dict[str, float | None]:
+    rows = [list(p.values()) for p in (a.probabilities for a in answers) if p is not None]
+    if not rows:
+        return {"ece": None, "brier": None}
+    truth = [list(a.question.alternatives).index(a.question.answer) for a in answers]
+    return {
+        "ece": expected_calibration_error([max(row) for row in rows], [a.correct for a in answers]),
+        "brier": brier(rows, truth),
     }
 
 
 def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
     """Two models on the same questions: difference with interval and McNemar, whole and by part."""
-    parts: dict[str, list[int]] = {}
-    for i, one in enumerate(after):
-        parts.setdefault(one.question.exam, []).append(i)
-    every = list(range(len(after)))
-    chosen = {"all": every, **(parts if len(parts) > 1 else {})}
+    chosen = {"all": list(range(len(after))), **_parts([a.question for a in after])}
     return {
         name: paired([before[i].correct for i in own], [after[i].correct for i in own])._asdict()
         for name, own in chosen.items()

@@ -1,7 +1,8 @@
 """Answers written by a policy: batched, with cached keys and values, greedy or sampled."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -10,7 +11,7 @@ from drbode.models.base import Policy
 
 
 class Generated(NamedTuple):
-    """The tokens after a prompt, its end token among them if it ended by itself."""
+    """The tokens after a prompt, its end token among them; `ended`: that is the one asked for."""
 
     ids: list[int]
     ended: bool
@@ -28,35 +29,49 @@ def generate(
 ) -> list[Generated]:
     """Continues each prompt until the token `end` or `max_new_tokens`; in the order they came.
 
+    Of the model's own generation config only its end tokens count: some bring sampling along.
     Temperature 0 takes the most probable token each time; above it tokens are drawn from the whole
     distribution, by torch's own generator. Prompts of like length go together, as many as fit into
     `max_tokens` tokens with what they may grow by; which go together changes no greedy answer.
     """
+    own = policy.model.generation_config.eos_token_id
+    ends = {end, *(own if isinstance(own, list) else [own])} - {None}
     options = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
         top_k=0 if temperature else None,
         top_p=1.0 if temperature else None,
-        eos_token_id=end,
+        eos_token_id=sorted(ends),
         pad_token_id=end,  # what stands left of a prompt is masked, right of an end it is cut off
     )
     found: list[Generated] = [Generated([], False)] * len(prompts)
-    with policy.generating() as network:
+    with policy.generating(), _generation_config(policy.model, options):
         for group in _alike(prompts, max_new_tokens, max_tokens):
             width = max(len(prompts[i]) for i in group)
             pads = [width - len(prompts[i]) for i in group]
             ids = [[end] * pad + prompts[i] for pad, i in zip(pads, group, strict=True)]
             mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-            written = network.generate(
+            # Not the peft model's `generate`, which puts the model's own config back.
+            written = policy.model.generate(
                 input_ids=torch.tensor(ids, device=policy.device),
                 attention_mask=torch.tensor(mask, device=policy.device),
-                generation_config=options,
             )
             for i, row in zip(group, written[:, width:].tolist(), strict=True):
-                ended = end in row
-                found[i] = Generated(row[: row.index(end) + 1] if ended else row, ended)
+                stop = next((n for n, token in enumerate(row, 1) if token in ends), len(row))
+                found[i] = Generated(row[:stop], row[stop - 1] == end)
     return found
+
+
+@contextmanager
+def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """`config` in place of the model's own, which would fill in what `config` leaves open."""
+    kept = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _alike(prompts: Sequence[list[int]], grow: int, max_tokens: int) -> list[list[int]]:

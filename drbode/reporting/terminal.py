@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 # A pipe or a log file has no width of its own; the tables need this much.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 128)
 
 
 def show_plan(plan: Mapping[str, str]) -> None:
@@ -23,28 +23,39 @@ def show_plan(plan: Mapping[str, str]) -> None:
 
 def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy after each stage, whole and by part, and the paired difference to the base."""
+    written = next(iter(results.values()))["summary"]["stop_rate"] is not None
     table = Table(title="benchmark", title_justify="left", title_style="bold")
     table.add_column("after")
     table.add_column("questions")
     table.add_column("", justify="right")
     table.add_column("accuracy, %", no_wrap=True)
-    table.add_column("difference to base", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
+    if written:
+        table.add_column("no answer, %", justify="right", min_width=6)
+        table.add_column("stopped, %", justify="right", min_width=8)
+    if len(results) > 1:
+        table.add_column("difference to base", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
     for name, result in results.items():
         whole = result["summary"]
         against = result.get("against_base", {})
         for number, (part, summary) in enumerate({"all": whole, **whole["parts"]}.items()):
             cells = [name if number == 0 else "", part, str(summary["questions"])]
-            cells += [accuracy(summary), *(difference(against[part]) if against else ())]
+            cells.append(accuracy(summary))
+            if written:
+                cells += [f"{100 * summary[key]:.1f}" for key in ("unanswered", "stop_rate")]
+            cells += difference(against[part]) if against else ()
             table.add_row(*cells, end_section=number == len(whole["parts"]))
     console.print(table)
     whole = next(iter(results.values()))["summary"]
     console.print(
         f"[95 % interval]. Chance is {100 * whole['chance']:.1f}, always the longest alternative "
-        f"{100 * whole['floor_longest']:.1f}. Calibration error (ECE) "
-        + ", ".join(f"{name} {r['summary']['ece']:.2f}" for name, r in results.items())
-        + "."
+        f"{100 * whole['floor_longest']:.1f}."
     )
+    if written:
+        console.print("No answer counts as wrong; stopped: ended its turn before the limit.")
+    else:
+        errors = ", ".join(f"{name} {r['summary']['ece']:.2f}" for name, r in results.items())
+        console.print(f"Calibration error (ECE) {errors}.")
     if len(results) > 1:
         console.print(
             "Difference and p (exact McNemar) compare these two models on these questions, not "

@@ -8,6 +8,7 @@ import pytest
 from drbode.config import BadInput
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Chat, Message, Text, parse_question
+from drbode.data.trees import Tree
 from drbode.models.base import bodinho_folder
 
 # What Qwen3's template does that a renderer can get wrong: history loses its thinking blocks, the
@@ -159,6 +160,53 @@ def test_a_long_question_loses_its_start_and_keeps_its_end(tokenizer: Any) -> No
     assert len(tree.prompt) + max(len(c.ids) for c in tree.completions) <= 64
     assert tokenizer.decode(tree.prompt).rstrip().endswith("assistant")
     assert "pergunta final?" in tokenizer.decode(tree.prompt)
+
+
+def test_letters_follow_the_prompt_that_the_shipped_model_has_read(tokenizer: Any) -> None:
+    (tree,) = Renderer(tokenizer, 2048).letter(question("Qual é a causa?", "uma foto")).trees
+    assert [tokenizer.decode(c.ids) for c in tree.completions] == ["A", "B"]
+    assert [len(c.ids) for c in tree.completions] == [1, 1]
+    met = (
+        "<|im_start|>user\nQual é a causa?\n\numa foto\nA) um vírus\nB) uma bactéria\n"
+        "Responda só com a letra.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tree.prompt == tokenizer(met, add_special_tokens=False)["input_ids"]
+    written = Renderer(tokenizer, 2048).generate(question("Qual é a causa?", "uma foto"), 64)
+    assert written.trees == [Tree(tree.prompt, [])]
+
+
+def test_the_chapters_prompt_shows_what_stands_in_blank_alternatives(tokenizer: Any) -> None:
+    (tree,) = Renderer(tokenizer, 2048).chapter(question("Qual é a causa?", "uma foto"), 10).trees
+    said = tokenizer.decode(tree.prompt)
+    for words in ("médico especialista", "apenas com a letra", "Qual é a causa?\n\numa foto\n"):
+        assert words in said
+    assert "\nA) um vírus\nB) uma bactéria\nE) None\n" in said
+    assert said.split()[-3:] == ["Resposta:<|im_end|>", "<|im_start|>", "assistant"]
+
+
+def test_thinking_is_off_in_every_question(tokenizer: Any) -> None:
+    tokenizer.chat_template = QWEN3_LIKE
+    renderer, row = Renderer(tokenizer, 2048), question("Qual?")
+    for rendered in (
+        renderer.alternatives(row),
+        renderer.letter(row),
+        renderer.generate(row, 64),
+        renderer.chapter(row, 10),
+    ):
+        said = tokenizer.decode(rendered.trees[0].prompt)
+        assert said.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_long_question_leaves_room_for_the_answer(tokenizer: Any) -> None:
+    renderer, row = Renderer(tokenizer, 128), question("palavra " * 200 + "pergunta final?")
+    for rendered in (renderer.generate(row, 40), renderer.chapter(row, 40)):
+        (tree,) = rendered.trees
+        assert rendered.cut
+        assert 70 < len(tree.prompt) <= 128 - 40
+        assert "pergunta final?" in tokenizer.decode(tree.prompt)
+        assert "B) uma bactéria" in tokenizer.decode(tree.prompt)
+    with pytest.raises(BadInput, match="here: alternativas: too long for the model's 128 tokens"):
+        renderer.chapter(row, 120)
 
 
 def test_a_tokenizer_without_template_is_refused(tokenizer: Any) -> None:

@@ -26,6 +26,7 @@ EXAM = {
 def test_a_question_keeps_only_alternatives_with_text() -> None:
     question = parse_question(EXAM, "f, line 1")
     assert question.alternatives == {"A": "um", "B": "dois"}
+    assert question.blank == {"C": "", "D": "None", "E": ""}
     assert question.answer == "B"
     assert question.image is None
 

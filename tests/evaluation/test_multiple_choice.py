@@ -1,17 +1,22 @@
-from typing import Any
+import math
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from drbode.config import BadInput, BenchmarkConfig
+from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig, Protocol
 from drbode.data.prompts import Renderer
 from drbode.evaluation.multiple_choice import Answer, answer, compare, load_benchmark, summarise
+from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
-BODINHO = BenchmarkConfig("alternatives", "bodinho", None, "test", 40, 4096)
+BODINHO = BenchmarkConfig("alternatives", "bodinho", None, "test", 40, 4096, 8)
+LABORATORY = LaboratoryConfig("default")
+PROTOCOLS = get_args(Protocol)
 
 
 @pytest.fixture(scope="module")
@@ -22,37 +27,86 @@ def parts() -> tuple[Policy, Renderer, Any]:
     torch.manual_seed(0)
     shape = Qwen3Config.from_pretrained(bodinho_folder(), num_hidden_layers=1)
     policy = Policy(Qwen3ForCausalLM(shape), tokenizer)
-    return policy, Renderer(tokenizer, 2048), load_benchmark(BODINHO).questions
+    return policy, Renderer(tokenizer, 2048), load_benchmark(BODINHO, LABORATORY).questions
 
 
-def test_scores_are_mean_logps_of_the_alternatives(parts: Any) -> None:
-    """Against one sequence at a time in plain transformers."""
+def by(parts: Any, protocol: Any, count: int, max_tokens: int = 4096) -> list[Answer]:
     policy, renderer, questions = parts
-    (found,) = answer(policy, renderer, questions[:1], 4096, CPU)
-    (tree,) = renderer.alternatives(questions[0]).trees
+    config = replace(BODINHO, protocol=protocol, max_tokens=max_tokens)
+    return answer(policy, renderer, questions[:count], config, CPU)
+
+
+@pytest.mark.parametrize("protocol", ["alternatives", "letter"])
+def test_scores_are_logps_of_texts_or_letters(parts: Any, protocol: str) -> None:
+    """Against one sequence at a time in plain transformers: a text's mean, a letter's sum."""
+    policy, renderer, questions = parts
+    (found,) = by(parts, protocol, 1)
+    (tree,) = getattr(renderer, protocol)(questions[0]).trees
+    assert found.scores is not None
     with policy.generating() as network, torch.no_grad():
         for score, completion in zip(found.scores.values(), tree.completions, strict=True):
             ids = torch.tensor([tree.prompt + completion.ids])
             logps = network(ids).logits[0, :-1].log_softmax(-1)
-            own = logps.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :].mean()
-            assert score == pytest.approx(float(own), abs=1e-5)
+            own = logps.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
+            expected = own.mean() if protocol == "alternatives" else own.sum()
+            assert score == pytest.approx(float(expected), abs=1e-5)
+    assert found.letter == max(found.scores, key=found.scores.__getitem__)
+    assert found.probabilities is not None
     assert sum(found.probabilities.values()) == pytest.approx(1)
+    ratio = found.probabilities["A"] / found.probabilities["B"]
+    assert ratio == pytest.approx(math.exp(found.scores["A"] - found.scores["B"]))
 
 
-def test_batch_size_changes_no_answer(parts: Any) -> None:
+def test_a_letter_of_several_tokens_is_scored_by_their_sum(parts: Any) -> None:
     policy, renderer, questions = parts
-    alone = answer(policy, renderer, questions, 1, CPU)
-    together = answer(policy, renderer, questions, 10_000, CPU)
+    whole = by(parts, "letter", 1)[0].scores
+    ids = renderer._ids
+    renderer_in_pieces = Renderer(renderer.tokenizer, 2048)
+    renderer_in_pieces._ids = lambda text: ids(text) * 2 if text in "ABCDE" else ids(text)
+    config = replace(BODINHO, protocol="letter")
+    (found,) = answer(policy, renderer_in_pieces, questions[:1], config, CPU)
+    assert found.scores is not None
+    assert whole is not None
+    assert all(found.scores[k] < whole[k] - 1 for k in whole)  # twice as many tokens, no mean
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_batch_size_changes_no_answer(parts: Any, protocol: str) -> None:
+    alone, together = by(parts, protocol, 16, 1), by(parts, protocol, 16, 10_000)
     assert [a.letter for a in alone] == [a.letter for a in together]
+    assert [a.written for a in alone] == [a.written for a in together]
     for one, two in zip(alone, together, strict=True):
-        assert one.scores == pytest.approx(two.scores, abs=1e-5)
+        assert one.scores == (two.scores and pytest.approx(two.scores, abs=1e-5))
 
 
-def test_the_policy_is_left_in_the_mode_it_was_in(parts: Any) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_policy_is_left_in_the_mode_it_was_in(parts: Any, protocol: str) -> None:
+    parts[0].network.train()
+    by(parts, protocol, 1)
+    assert parts[0].network.training
+
+
+@pytest.mark.parametrize(("protocol", "limit"), [("generate", 8), ("chapter", 10)])
+def test_a_written_answer_is_what_the_model_writes_after_the_prompt(
+    parts: Any, protocol: str, limit: int
+) -> None:
     policy, renderer, questions = parts
-    policy.network.train()
-    answer(policy, renderer, questions[:1], 4096, CPU)
-    assert policy.network.training
+    for question, found in zip(questions, by(parts, protocol, 3), strict=False):
+        (tree,) = getattr(renderer, protocol)(question, limit).trees
+        assert tree.completions == []
+        with policy.generating() as network, torch.no_grad():
+            ids = network.generate(
+                torch.tensor([tree.prompt]), max_new_tokens=limit, do_sample=False
+            )[0, len(tree.prompt) :].tolist()
+        text = renderer.tokenizer.decode(ids, skip_special_tokens=True)
+        rule = {
+            "generate": lambda text: stated_letter(text, list("ABCDE")),
+            "chapter": first_letter,
+        }
+        assert found.letter == rule[protocol](text)
+        assert found.written == found.as_row()["written"] == text
+        assert found.stopped == (ids[-1] == renderer.turn_end[1])
+        assert found.scores is found.probabilities is None
 
 
 def given(questions: Any, right: list[bool]) -> list[Answer]:
@@ -60,8 +114,8 @@ def given(questions: Any, right: list[bool]) -> list[Answer]:
     for question, ok in zip(questions, right, strict=True):
         letters = list(question.alternatives)
         chosen = question.answer if ok else next(k for k in letters if k != question.answer)
-        scores = {k: float(k == chosen) for k in letters}
-        answers.append(Answer(question, scores, scores, cut=False))
+        scores = {k: 50.0 * (k == chosen) for k in letters}
+        answers.append(Answer(question, chosen, cut=False, scores=scores))
     return answers
 
 
@@ -74,15 +128,50 @@ def test_the_summary_counts_whole_and_parts(parts: Any) -> None:
     assert summary["chance"] == pytest.approx(0.2)
     assert summary["at_chance"]
     assert summary["ece"] == pytest.approx(0.75)
+    assert summary["unanswered"] == 0
+    assert summary["stop_rate"] is None
     assert sum(p["questions"] for p in summary["parts"].values()) == 40
     assert sum(p["correct"] for p in summary["parts"].values()) == 10
     difference = compare(given(questions, right), given(questions, [True] * 40))["all"]
     assert (difference["gained"], difference["lost"]) == (30, 0)
 
 
+def test_no_answer_is_wrong_and_chance_stays(parts: Any) -> None:
+    _, _, questions = parts
+    answers = [
+        Answer(q, q.answer if i < 10 else None, False, written="Não sei", stopped=i < 30)
+        for i, q in enumerate(questions)
+    ]
+    summary = summarise(answers)
+    assert (summary["correct"], summary["questions"]) == (10, 40)
+    assert (summary["unanswered"], summary["stop_rate"]) == (0.75, 0.75)
+    assert summary["chance"] == pytest.approx(0.2)
+    assert summary["ece"] is summary["brier"] is None
+    row = answers[-1].as_row()
+    assert (row["predicted"], row["written"], row["stopped"]) == (None, "Não sei", False)
+
+
+def test_parts_are_origins_and_their_exams_where_there_is_more_than_one(parts: Any) -> None:
+    _, _, questions = parts
+    places = [("R", "1"), ("R", "1"), ("R", "2"), ("S", "1"), ("S", "1")]
+
+    def summary_of(places: list[tuple[str, str]]) -> dict[str, int]:
+        own = [
+            replace(q, origin=origin, exam=exam)
+            for q, (origin, exam) in zip(questions, places, strict=False)
+        ]
+        answers = given(own, [True] * len(own))
+        assert compare(answers, answers).keys() == {"all", *summarise(answers)["parts"]}
+        return {k: v["questions"] for k, v in summarise(answers)["parts"].items()}
+
+    assert summary_of(places) == {"R": 3, "R, 1": 2, "R, 2": 1, "S": 2}
+    assert summary_of(places[:3]) == {"1": 2, "2": 1}
+    assert summary_of(places[:2]) == {}
+
+
 def test_a_double_question_is_refused(tmp_path: Any) -> None:
     line = '{"enunciado": "q", "alternativas": {"A": "x", "B": "y"}, "resposta": "A"}\n'
     (tmp_path / "q.jsonl").write_text(line * 2)
-    config = BenchmarkConfig("alternatives", str(tmp_path / "q.jsonl"), None, "test", None, 64)
+    config = BenchmarkConfig("alternatives", str(tmp_path / "q.jsonl"), None, "test", None, 64, 8)
     with pytest.raises(BadInput, match=r"line 2: is the same question as .*line 1"):
-        load_benchmark(config)
+        load_benchmark(config, LABORATORY)
