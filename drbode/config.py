@@ -431,6 +431,36 @@ class EvaluateConfig:
         return f"eval-{model}-{benchmark}-{digest(self.effective())}"
 
 
+@dataclass(frozen=True)
+class ChatConfig:
+    """`conf/chat.yaml` as composed: one model in conversation."""
+
+    model: ModelConfig
+    trainer: TrainerConfig
+    compare: bool
+    max_new_tokens: Count
+    temperature: NotNegative
+    top_p: Annotated[float, Range(0, 1, open_low=True)]
+    seed: CountOrZero
+    system: str | None
+
+    def unread(self) -> dict[str, str]:
+        """Keys that have no effect on this conversation, and why."""
+        needless = "a conversation does not read it; leave it out"
+        why = dict.fromkeys(UNREAD_BY_CHAT, needless)
+        if self.temperature == 0:
+            why["top_p"] = "nothing is drawn at temperature=0; set a temperature above 0"
+            if self.model.init == "pretrained":
+                why["seed"] = why["top_p"]
+        return why
+
+
+UNREAD_BY_CHAT = (
+    "model.attention",  # answers are generated under sdpa
+    "model.learning_rates",
+    "trainer.gradient_checkpointing",
+    "trainer.progress",
+)
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
 UNREAD = {  # keys that another choice leaves without effect, and that choice
@@ -650,7 +680,7 @@ def groups() -> dict[str, list[str]]:
 
 
 def compose(door: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The tree that the door `train` or `evaluate` is given with these overrides, as plain data."""
+    """The tree that a door, such as `train`, is given with these overrides, as plain data."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -688,6 +718,17 @@ def refuse_unread(overrides: Sequence[str], unread: set[str]) -> None:
         key = override.split("=")[0].lstrip("+~")
         if key in unread:
             raise BadInput(f"{key}: has no effect with {UNREAD[key]}; leave it out")
+
+
+def load_chat(tree: Mapping[str, Any], overrides: Sequence[str]) -> ChatConfig:
+    """The chat tree, typed and checked; an override that would have no effect is refused."""
+    config = build(ChatConfig, tree)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        for unread, why in config.unread().items():
+            if key == unread or key.startswith(f"{unread}."):
+                raise BadInput(f"{key}: {why}")
+    return config
 
 
 def open_door(
@@ -760,4 +801,7 @@ def _explain(door: str, error: Exception) -> str:
         return f"{key}: there is no such key{_nearest(key, valid)} (--help lists all)"
     if found := re.search(r"^(.*?)(?:\n|$)", text):
         text = found.group(1)
-    return f"the command line: {text}; expected key=value (--help shows examples)"
+    return (
+        f"the command line: {text}; expected key=value, or 'key=\"value\"' for text with accents "
+        "(--help shows examples)"
+    )

@@ -148,6 +148,7 @@ def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
         (["method=lorra"], ["method", "lora or qlora", "did you mean lora"]),
         (["lora.r"], ["'lora.r'", "key=value"]),
         (["lora.r=[1"], ["[1", "key=value"]),
+        (["output_dir=saídas"], ["output_dir=saídas", "'key=\"value\"'"]),
         (["lora.r=0"], ["lora.r", "at least 1"]),
     ],
 )

@@ -16,7 +16,7 @@ LEFT: dict[str, set[str]] = {
 }
 LEFT["training"] = LEFT["evaluation"] = {"data", "models", *LEFT["data"]}
 LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}
-LEFT["train"] = LEFT["evaluate"] = {"reporting", *LEFT["reporting"]}
+LEFT["train"] = LEFT["evaluate"] = LEFT["chat"] = {"reporting", *LEFT["reporting"]}
 
 
 def room(path: Path) -> str:

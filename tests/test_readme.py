@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drbode import config
+from drbode import chat, config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
@@ -35,9 +35,12 @@ def test_a_command_composes_and_is_taken(page: str, command: str) -> None:
     # A sweep's cells differ in values alone: the first of each stands for all.
     overrides = [re.sub(r"=([^\[,]+),.*", r"=\1", w) if multirun else w for w in words if w != "-m"]
     door = module.removeprefix("drbode.")
+    overrides = chat.arguments(overrides) if door == "chat" else overrides
     tree = config.compose(door, overrides)
     if door == "train":
         config.load(tree, overrides, multirun)
+    elif door == "chat":
+        config.load_chat(tree, overrides)
     else:
         config.build(config.EvaluateConfig, tree)
 

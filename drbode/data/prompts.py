@@ -5,7 +5,7 @@ Text and special tokens come from the tokenizer's own chat template. The pieces 
 token straddles their seam, and rendered text is tokenised without adding special tokens again.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -81,15 +81,7 @@ class Renderer:
         the end of every turn that is kept is supervised.
         """
         trees: list[Tree] = []
-        so_far = ""
-        end_text, end = self.turn_end
-        for number, message in enumerate(row.messages):
-            if message.role != "assistant":
-                continue
-            prompt = self._template(row.messages[:number])
-            answer = [*self._ids(message.content), end]
-            follows = bool(trees) and prompt.startswith(so_far)
-            before = self._ids(prompt[len(so_far) :] if follows else prompt)
+        for follows, before, answer in self._turns(row.messages):
             held = trees[-1].tokens if follows else 0
             if held + len(before) + len(answer) > self.max_length:
                 why = None if trees else f"longer than {self.max_length} tokens"
@@ -100,7 +92,6 @@ class Renderer:
                 supervised += [False] * len(before) + [True] * len(answer)
             else:
                 trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
-            so_far = prompt + message.content + end_text
         return Rendered(trees)
 
     def pair(self, row: Pair) -> Rendered:
@@ -132,8 +123,11 @@ class Renderer:
         return Rendered([Tree(ids, [Completion(known, [False] * len(known))] if known else [])])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What a model is given to answer: the turns so far, and the opening of its own."""
-        return self._ids(self._template(messages))
+        """The ids an answer to `messages` goes on from, as `chat` lays out the turns before it."""
+        ids: list[int] = []
+        for follows, before, answer in self._turns([*messages, Message("assistant", "")]):
+            ids = [*(ids if follows else ()), *before, *answer]
+        return ids[:-1]  # without the end of the answer that is still to come
 
     def lines(self, row: Chat) -> Rendered:
         """The conversation as lines of `Role: content`, every token supervised, without an end.
@@ -192,6 +186,22 @@ class Renderer:
                 f"of which the answer takes {self.max_length - room}; leave the question out"
             )
         return Rendered([Tree(prompt, follow)], cut=cut)
+
+    def _turns(self, messages: Sequence[Message]) -> Iterator[tuple[bool, list[int], list[int]]]:
+        """Of each assistant turn: whether it goes on from the one before, ids before it, its own.
+
+        The ids before it begin at the end of the turn before where it goes on from that one, and
+        at the start of the conversation where the template has rewritten the history.
+        """
+        so_far = ""
+        end_text, end = self.turn_end
+        for number, message in enumerate(messages):
+            if message.role == "assistant":
+                prompt = self._template(messages[:number])
+                follows = bool(so_far) and prompt.startswith(so_far)
+                before = self._ids(prompt[len(so_far) :] if follows else prompt)
+                yield follows, before, [*self._ids(message.content), end]
+                so_far = prompt + message.content + end_text
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

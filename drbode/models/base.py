@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -73,6 +74,19 @@ class Policy(nn.Module):
     def context(self) -> int:
         """The longest sequence the model has positions for, in tokens."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def holds_base(self) -> bool:
+        """Whether the network with its adapter switched off is the base it was tuned from.
+
+        It is not where biases were trained, or where the adapter began as a part that was taken
+        out of the base's weights (PiSSA, OLoRA, CorDA).
+        """
+        if not isinstance(self.network, PeftModel):
+            return False
+        adapter = self.network.peft_config["default"]
+        untouched = getattr(adapter, "init_lora_weights", True) in (True, False, "gaussian")
+        return untouched and getattr(adapter, "bias", "none") == "none"
 
     def hidden(
         self,
@@ -266,7 +280,9 @@ def load_policy(
                 path, dtype=dtype, use_safetensors=True, **options
             )
         if base:
-            network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft's
+                network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise BadInput(

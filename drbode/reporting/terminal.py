@@ -4,8 +4,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # A pipe or a log file has no width of its own; the tables need this much.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 128)
@@ -63,6 +65,15 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
         )
     if whole["prompts_cut"]:
         console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
+
+
+def columns(texts: Mapping[str, str]) -> Table:
+    """Texts beside each other under their names."""
+    table = Table(*texts, box=box.SIMPLE_HEAD, show_edge=False, expand=True)
+    for column in table.columns:
+        column.ratio = 1
+    table.add_row(*(Text(text) for text in texts.values()))
+    return table
 
 
 def difference(pair: Mapping[str, Any]) -> tuple[str, str]:

@@ -78,6 +78,19 @@ def test_where_history_is_rewritten_each_turn_is_as_the_model_will_meet_it(token
     assert tokenizer.decode(second.completions[0].ids) == "quatro<|im_end|>"
 
 
+@pytest.mark.parametrize("template", [None, QWEN3_LIKE])
+def test_a_prompt_is_what_stood_before_the_answer_in_training(
+    tokenizer: Any, template: str | None
+) -> None:
+    tokenizer.chat_template = template or tokenizer.chat_template
+    renderer = Renderer(tokenizer, 2048)
+    turns = chat("um ", " dois", "três", "quatro")
+    tree = renderer.chat(turns).trees[-1]
+    answer = [*tokenizer("quatro", add_special_tokens=False)["input_ids"], renderer.turn_end[1]]
+    seen = tree.prompt + tree.completions[0].ids
+    assert renderer.prompt(turns.messages[:-1]) + answer == seen
+
+
 def test_long_conversations_are_cut_to_whole_turns(tokenizer: Any) -> None:
     row = chat("um", "dois", "três", "quatro " * 50)
     rendered = Renderer(tokenizer, 40).chat(row)
