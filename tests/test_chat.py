@@ -31,6 +31,7 @@ def base() -> Policy:
 
 def left_by_a_run(folder: Path, kind: str) -> Path:
     """What a run leaves of the shipped model: an adapter, or weights beside a record."""
+    torch.manual_seed(0)
     policy = base()
     if kind == "full":
         name, scale, tuned = "", 0.03, policy.model
@@ -41,9 +42,8 @@ def left_by_a_run(folder: Path, kind: str) -> Path:
     else:
         start: Any = kind == "lora" or kind
         wanted = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start)
-        name, scale, tuned = "lora_B", 0.3, get_peft_model(policy.model, wanted)
+        name, scale, tuned = "lora_B", 0.6, get_peft_model(policy.model, wanted)
         policy.network = tuned
-    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in (p for n, p in tuned.named_parameters() if name in n):
             parameter += scale * torch.randn_like(parameter)
