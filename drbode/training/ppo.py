@@ -3,8 +3,8 @@
 import importlib
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,17 +40,33 @@ class Prompts(StepLoader):
     """Yields the prompts of an iteration, `rollouts` of them, shuffled anew every epoch."""
 
     def __init__(self, trees: Sequence[Tree], config: PpoConfig, seed: int) -> None:
-        """`steps` and `tokens` of the config count optimizer steps and prompt tokens."""
-        iterations = None if config.steps is None else math.ceil(config.steps / updates(config))
-        whole = replace(config, global_batch_size=config.rollouts, steps=iterations)
-        super().__init__(trees, whole, seed)
-        if len(trees) < config.rollouts:
+        """`steps` of the config are optimizer steps, `tokens` those of prompts.
+
+        Every iteration is whole: what is left at the end of an epoch waits for a later shuffle.
+        """
+        super().__init__(trees, config, seed)
+        size = config.rollouts
+        if len(trees) < size:
             raise BadInput(
-                f"ppo.rollouts: an iteration asks {config.rollouts} prompts and ppo.data.path has "
+                f"ppo.rollouts: an iteration asks {size} prompts and ppo.data.path has "
                 f"{len(trees)}; lower it"
             )
-        # The last iteration of an epoch may be smaller, and then takes as many steps: see updates.
-        self.plan = [indices for indices in self.plan if len(indices) == config.rollouts]
+        iterations: float = max(1, round(config.epochs * len(trees) / size))
+        if config.steps is not None:
+            iterations = math.ceil(config.steps / updates(config))
+        if config.tokens is not None:
+            iterations = math.inf
+        order, tokens = random.Random(seed), 0
+        self.plan = []
+        while True:
+            indices = list(range(len(trees)))
+            order.shuffle(indices)
+            for at in range(0, len(indices) - size + 1, size):
+                self.plan.append(indices[at : at + size])
+                tokens += sum(trees[i].tokens for i in self.plan[-1])
+                enough = config.tokens is not None and tokens >= config.tokens
+                if enough or len(self.plan) == iterations:
+                    return
 
     def __iter__(self) -> Iterator[list[Tree]]:  # type: ignore[override]
         for indices in self.plan[self.start :]:
