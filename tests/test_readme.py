@@ -33,7 +33,11 @@ def test_a_command_composes_and_is_taken(page: str, command: str) -> None:
         return
     multirun = "-m" in words
     # A sweep's cells differ in values alone: the first of each stands for all.
-    overrides = [re.sub(r"=([^\[,]+),.*", r"=\1", w) if multirun else w for w in words if w != "-m"]
+    overrides = [
+        re.sub(r"=(\[[^\]]*\]|[^\[,]+),.*", r"=\1", w) if multirun else w
+        for w in words
+        if w != "-m"
+    ]
     door = module.removeprefix("drbode.")
     overrides = chat.arguments(overrides) if door == "chat" else overrides
     tree = config.compose(door, overrides)
