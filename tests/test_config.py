@@ -32,7 +32,7 @@ def test_defaults_compose_and_every_auto_of_no_machine_is_resolved() -> None:
     assert resolved.sft.learning_rate == run.model.learning_rates["lora"]["sft"]
 
 
-@pytest.mark.parametrize("group", config.groups().keys() - {"experiment"})
+@pytest.mark.parametrize("group", sorted(config.groups().keys() - {"experiment"}))
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in config.groups()[group]:
         overrides = [f"{group}={option}"]
