@@ -7,6 +7,7 @@ module imports no torch, so a mistake is answered before anything heavy is loade
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,30 @@ Auto = Literal["auto"]
 
 class BadInput(Exception):  # noqa: N818 -- it is what the user gave, and is caught as such
     """A mistake in what the user gave, as one sentence that says what to do about it."""
+
+
+# Of the system: no space (also of a quota, or past a limit on a file's size), and no permission.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def unwritable(error: BaseException, path: Path | None = None) -> BadInput | None:
+    """What to tell of an error, if it means that a file cannot be written; else None.
+
+    `path` is what was being written, where the error does not say so itself. Some libraries hand
+    the system's error on as text alone, with its number in it.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found.group(1))
+    if number not in FULL | FORBIDDEN:
+        return None
+    name = path or getattr(error, "filename", None) or "a file of this run"
+    remedy = "free some space" if number in FULL else "give permission to write there"
+    return BadInput(
+        f"{name}: cannot be written ({os.strerror(number)}); {remedy} or choose another folder, "
+        "and the same command goes on from what is whole"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +103,15 @@ class DataConfig:
     validation_path: str | None
     validation_share: Annotated[float, Range(0, 0.5)]
     column: str
+
+    def unread(self) -> set[str]:
+        """Names of its keys that the source of the rows leaves without effect."""
+        keys = set()
+        if _is_rows_file(self.path) and _is_rows_file(self.validation_path or self.path):
+            keys.add("split")
+        if self.validation_path is not None or (self.path == BODINHO and self.split == "train"):
+            keys.add("validation_share")
+        return keys
 
 
 Optimizer = Literal["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]
@@ -198,8 +232,9 @@ class BenchmarkConfig:
     max_new_tokens: Count
 
     def unread(self) -> set[str]:
-        """Dotted keys that the protocol does not read."""
-        return set() if self.protocol == "generate" else {"benchmark.max_new_tokens"}
+        """Dotted keys that the protocol and the source do not read."""
+        keys = set() if self.protocol == "generate" else {"benchmark.max_new_tokens"}
+        return keys | ({"benchmark.split"} if _is_rows_file(self.path) else set())
 
 
 @dataclass(frozen=True)
@@ -321,6 +356,9 @@ class TrainConfig:
                     f"{stage}.data.validation_share: patience and keep_best need validation "
                     "rows; set a share above 0 or validation_path"
                 )
+            problems += _pinned_in_vain(f"{stage}.data", data.path, data.revision)
+        problems += _pinned_in_vain("benchmark", self.benchmark.path, self.benchmark.revision)
+        problems += _pinned_in_vain("model", self.model.path, self.model.revision)
         if problems:
             raise BadInput(_sentence(problems))
 
@@ -354,6 +392,8 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
+        for stage in self.stages:
+            keys |= {f"{stage}.data.{name}" for name in self.stage(stage).data.unread()}
         return keys | self.benchmark.unread()
 
     def _auto_rate(self, stage: Stage) -> float | None:
@@ -419,6 +459,10 @@ class EvaluateConfig:
                 f"data.conditions: benchmark.path is not bodinho, got {self.data.conditions}; "
                 "leave it out"
             )
+        problems = _pinned_in_vain("benchmark", self.benchmark.path, self.benchmark.revision)
+        problems += _pinned_in_vain("model", self.model.path, self.model.revision)
+        if problems:
+            raise BadInput(_sentence(problems))
 
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data."""
@@ -461,6 +505,7 @@ UNREAD_BY_CHAT = (
     "trainer.gradient_checkpointing",
     "trainer.progress",
 )
+ROWS_FILES = (".jsonl", ".json", ".parquet")
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
 UNREAD = {  # keys that another choice leaves without effect, and that choice
@@ -468,15 +513,33 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
     "benchmark.max_new_tokens": "a protocol other than generate",
+    "benchmark.split": "a file, which has no splits",
+    "data.split": "a file, which has no splits",
+    "data.validation_share": "validation rows of their own",
 }
 OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
 
 
 def _without(tree: dict[str, Any], unread: set[str]) -> dict[str, Any]:
     for key in unread:
-        block, name = key.split(".")
-        del tree[block][name]
+        *blocks, name = key.split(".")
+        block = tree
+        for part in blocks:
+            block = block[part]
+        del block[name]
     return tree
+
+
+def _is_rows_file(path: str) -> bool:
+    return Path(path).suffix in ROWS_FILES
+
+
+def _pinned_in_vain(block: str, path: str, revision: str | None) -> list[str]:
+    """A complaint where a revision is given of what lies here; an adapter's is that of its base."""
+    here = path == BODINHO or Path(path).exists()
+    if revision is None or not here or (Path(path) / "adapter_config.json").exists():
+        return []
+    return [f"{block}.revision: {path} is no hub id, got {revision}; leave it out"]
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
@@ -504,9 +567,11 @@ def content(path: str) -> str | None:
         files = sorted(f for f in shipped.rglob("*") if f.suffix in BODINHO_FILES)
         parts = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
     elif Path(path).is_file():
-        parts = [hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+        with Path(path).open("rb") as file:
+            parts = [hashlib.file_digest(file, "sha256").hexdigest()]
     elif Path(path).is_dir():
-        stats = {f.name: f.stat() for f in sorted(Path(path).iterdir()) if f.is_file()}
+        below = [f for f in sorted(Path(path).rglob("*")) if f.is_file()]
+        stats = {str(f.relative_to(path)): f.stat() for f in below}
         parts = [f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats.items()]
     else:
         return None
@@ -717,7 +782,8 @@ def refuse_unread(overrides: Sequence[str], unread: set[str]) -> None:
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key in unread:
-            raise BadInput(f"{key}: has no effect with {UNREAD[key]}; leave it out")
+            why = UNREAD[key if key in UNREAD else key.split(".", 1)[1]]
+            raise BadInput(f"{key}: has no effect with {why}; leave it out")
 
 
 def load_chat(tree: Mapping[str, Any], overrides: Sequence[str]) -> ChatConfig:

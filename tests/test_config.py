@@ -171,3 +171,24 @@ def test_config_is_read_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sft.data.revision=1f"], ["sft.data.revision: bodinho is no hub id, got 1f"]),
+        (["benchmark.revision=1f"], ["benchmark.revision: bodinho is no hub id"]),
+        (["model.revision=1f"], ["model.revision: bodinho is no hub id"]),
+        (["sft.data.path=a.jsonl", "sft.data.split=x"], ["sft.data.split", "which has no splits"]),
+        (["benchmark.path=a.json", "benchmark.split=x"], ["benchmark.split", "has no splits"]),
+        (["sft.data.validation_share=0.1"], ["sft.data.validation_share", "rows of their own"]),
+    ],
+)
+def test_what_the_source_of_rows_does_not_read_is_refused(
+    overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        load(*overrides)
+    for word in words:
+        assert word in str(caught.value)
+    load("sft.data.path=someone/set", "sft.data.split=x", "sft.data.revision=1f")

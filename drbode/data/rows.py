@@ -8,6 +8,9 @@ from drbode.config import BadInput
 
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDE"
+# The columns of a question that have to be there, and those read where they are.
+QUESTION = ("enunciado", "alternativas", "resposta")
+QUESTION_OPTIONAL = ("origem", "prova", "numero", "img_description")
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,11 @@ def parse_question(record: Mapping[str, Any], where: str) -> Question:
         raise BadInput(
             f"{where}: resposta: expected one of {', '.join(alternatives)}, got {answer!r}"
         )
-    image = record.get("img_description")
+    image, number = record.get("img_description"), record.get("numero")
     return Question(
         origin=str(record.get("origem") or ""),
         exam=str(record.get("prova") or ""),
-        number=str(record.get("numero", where)),
+        number=where if number is None else str(number),
         stem=_string(record, "enunciado", where),
         alternatives=alternatives,
         blank=blank,

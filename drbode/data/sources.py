@@ -3,16 +3,43 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
-from drbode.config import BODINHO, BadInput
+from drbode.config import BODINHO, ROWS_FILES, BadInput, unwritable
 from drbode.data import bodinho
 
 Kind = Literal["text", "chat", "pair", "question"]
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
+
+
+class Columns(NamedTuple):
+    """What is read of a row: columns that have to be there, and those read where they are."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+class Picked(Sequence[T]):
+    """Some of a sequence's items, fetched from it each time they are asked for."""
+
+    def __init__(self, whole: Sequence[T], indices: Sequence[int]) -> None:
+        self.whole = whole
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self.whole, self.indices[index])
+        return self.whole[self.indices[index]]
 
 
 def read(
@@ -22,33 +49,35 @@ def read(
     revision: str | None,
     key: str,
     conditions: bodinho.Conditions = "default",
-) -> list[Record]:
+    columns: Columns | None = None,
+) -> Sequence[Record]:
     """All records of a source, each with where it stands; `key` is what a complaint names.
     `conditions` says which of bodinho's are taken.
 
-    Raises BadInput where there is nothing to read or a line is no JSON object.
+    Of a table (parquet, or a hub set, which stays in its file) only `columns` are read. Raises
+    BadInput where one is missing, there is nothing to read or a line is no JSON object.
     """
+    records: Sequence[Record]
     if path == BODINHO:
         records = list(_bodinho(kind, split, key, conditions))
-    elif Path(path).suffix in (".jsonl", ".json", ".parquet"):
+    elif Path(path).suffix in ROWS_FILES:
         if not Path(path).is_file():
             raise BadInput(f"{key}: there is no file {path}")
-        records = list(_file(Path(path)))
-    elif Path(path).exists():
+        records = list(_file(Path(path), key, columns))
+    elif Path(path).is_file():
         raise BadInput(f"{key}: expected a .jsonl, .json or .parquet file, got {path}")
     else:
-        records = list(_hub(path, split, revision, key))
+        records = _HubRecords(path, split, revision, key, columns)
     if not records:
         raise BadInput(f"{key}: {path} holds no rows")
     return records
 
 
-def sample(records: list[T], count: int | None, seed: int) -> list[T]:
+def sample(records: Sequence[T], count: int | None, seed: int) -> Sequence[T]:
     """A random sample in its original order; all of them where count is None or too large."""
     if count is None or count >= len(records):
         return records
-    chosen = sorted(random.Random(seed).sample(range(len(records)), count))
-    return [records[i] for i in chosen]
+    return Picked(records, sorted(random.Random(seed).sample(range(len(records)), count)))
 
 
 def digest(records: Iterable[Record]) -> str:
@@ -75,12 +104,13 @@ def _bodinho(kind: Kind, split: str, key: str, conditions: bodinho.Conditions) -
         yield f"bodinho {split} row {number}", fields
 
 
-def _file(path: Path) -> Iterator[Record]:
+def _file(path: Path, key: str, columns: Columns | None) -> Iterator[Record]:
     if path.suffix == ".parquet":
         from pyarrow import ArrowInvalid, parquet
 
         try:
-            rows = parquet.read_table(path).to_pylist()
+            wanted = _wanted(parquet.read_schema(path).names, columns, str(path), key)
+            rows = parquet.read_table(path, columns=wanted).to_pylist()
         except ArrowInvalid as error:
             raise BadInput(f"{path}: is no parquet file ({error})") from None
         yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
@@ -112,16 +142,67 @@ def _file(path: Path) -> Iterator[Record]:
         yield where, row
 
 
-def _hub(path: str, split: str, revision: str | None, key: str) -> Iterator[Record]:
-    import datasets
+class _HubRecords(Sequence[Record]):
+    """A data set of the hub, or a folder like one: its rows are read off the disk one by one."""
 
-    try:
-        rows = datasets.load_dataset(path, revision=revision, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = str(error).strip().split("\n")[0]
+    def __init__(
+        self, path: str, split: str, revision: str | None, key: str, columns: Columns | None
+    ) -> None:
+        import datasets
+
+        self.name = f"{path} {split}"
+        datasets.disable_progress_bars()
+        try:
+            rows = datasets.load_dataset(path, revision=revision, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            refused = unwritable(error)
+            raise refused or BadInput(_unreached(path, split, key, error)) from None
+        finally:
+            datasets.enable_progress_bars()
+        self.rows = rows.select_columns(_wanted(rows.column_names, columns, path, key))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return Picked(self, range(len(self))[index])
+        return f"{self.name} row {index + 1}", self.rows[index]
+
+    def __iter__(self) -> Iterator[Record]:
+        for number, row in enumerate(self.rows, 1):
+            yield f"{self.name} row {number}", row
+
+
+def _unreached(path: str, split: str, key: str, error: Exception) -> str:
+    """Why a data set could not be loaded, and what to do about it."""
+    first = str(error.__cause__ or error).strip().split("\n")[0]
+    if first.startswith("Unknown split"):
+        stem = key.rsplit(".", 1)[0]
+        return f"{stem}.split: {path} has no split {split} ({first})"
+    if Path(path).exists():
+        return (
+            f"{key}: {path} could not be read as a data set ({first}); expected a .jsonl, .json or "
+            ".parquet file, or a folder of such files laid out as on the hub"
+        )
+    return (
+        f"{key}: {path} is no file here and could not be had from the hub ({first}); expected "
+        f"{BODINHO}, a .jsonl, .json or .parquet file, or a data set's id"
+    )
+
+
+def _wanted(found: list[str], columns: Columns | None, path: str, key: str) -> list[str]:
+    """Those of the columns found that are read; all where that is left open."""
+    if columns is None:
+        return found
+    missing = [name for name in columns.needed if name not in found]
+    if missing:
         raise BadInput(
-            f"{key}: {path} is no file here and could not be had from the hub ({first}); expected "
-            f"{BODINHO}, a .jsonl, .json or .parquet file, or a data set's id"
-        ) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path} {split} row {number}", row
+            f"{key}: {path} has no column {' and no column '.join(missing)}; expected "
+            f"{', '.join(columns.needed)}, found {', '.join(found)}"
+        )
+    return [name for name in found if name in {*columns.needed, *columns.optional}]

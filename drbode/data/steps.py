@@ -13,7 +13,7 @@ from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
-from drbode.data.trees import Tree, pack, within
+from drbode.data.trees import Forest, Tree, pack, within
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Split:
-    trees: list[Tree]
+    trees: Sequence[Tree]
     ledger: Ledger
 
 
@@ -66,23 +66,25 @@ def load_splits(
     training rows. Raises BadInput where no supervised token is left.
     """
     data = block.data
-    kind, render = _reader(stage, block, renderer)
+    kind, columns, render = _reader(stage, block, renderer)
+
+    def read(path: str, split: str, key: str) -> Sequence[sources.Record]:
+        revision = data.revision if path == data.path else None
+        return sources.read(kind, path, split, revision, key, conditions, columns)
+
     key = f"{stage}.data.path"
-    train = sources.read(kind, data.path, data.split, data.revision, key, conditions)
-    held_out: list[sources.Record] = []
+    train = read(data.path, data.split, key)
+    held_out: Sequence[sources.Record] = []
     if data.validation_path is not None:
         split = "validation" if data.validation_path == BODINHO else data.split
-        key_held = f"{stage}.data.validation_path"
-        held_out = sources.read(
-            kind, data.validation_path, split, data.revision, key_held, conditions
-        )
+        held_out = read(data.validation_path, split, f"{stage}.data.validation_path")
     elif data.path == BODINHO and data.split == "train":
-        held_out = sources.read(kind, data.path, "validation", None, key, conditions)
+        held_out = read(data.path, "validation", key)
     elif data.validation_share and len(train) > 1:
         count = max(1, round(data.validation_share * len(train)))
         chosen = set(random.Random(seed).sample(range(len(train)), count))
-        held_out = [r for i, r in enumerate(train) if i in chosen]
-        train = [r for i, r in enumerate(train) if i not in chosen]
+        held_out = sources.Picked(train, sorted(chosen))
+        train = sources.Picked(train, [i for i in range(len(train)) if i not in chosen])
     kept = _render(sources.sample(train, data.rows, seed), render)
     if not kept.trees:
         why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
@@ -91,41 +93,58 @@ def load_splits(
             f"raise {stage}.max_length or mend the rows"
         )
     validation = _render(held_out, render) if held_out else None
-    return kept, validation if validation and validation.trees else None
+    if validation and validation.trees:
+        return kept, validation
+    if block.patience or block.keep_best:
+        raise BadInput(
+            f"{stage}.{'patience' if block.patience else 'keep_best'}: there are no validation "
+            f"rows to watch ({kept.ledger.rows} to train on in {data.path}); set "
+            f"{stage}.data.validation_path, or leave it out"
+        )
+    return kept, None
 
 
 Render = Callable[[str, Any], Rendered]
 
 
-def _reader(stage: Stage, block: StageConfig, renderer: Renderer) -> tuple[sources.Kind, Render]:
-    """The kind of rows that a stage reads, and what makes trees of one."""
+def _reader(
+    stage: Stage, block: StageConfig, renderer: Renderer
+) -> tuple[sources.Kind, sources.Columns, Render]:
+    """The kind of rows that a stage reads, what it reads of them, and what makes trees of one."""
     column = block.data.column
+    alone = sources.Columns((column,))
+    pair = sources.Columns((column, "chosen", "rejected"))
+    prompt = sources.Columns((column,), ("chosen", "rejected"))
     match stage:
         case "cpt":
-            return "text", lambda where, row: renderer.text(parse_text(row, where, column))
+            return "text", alone, lambda where, row: renderer.text(parse_text(row, where, column))
         case "sft" if isinstance(block, SftConfig) and block.format == "chapter":
-            return "chat", lambda where, row: renderer.lines(parse_chat(row, where, column))
+            return "chat", alone, lambda where, row: renderer.lines(parse_chat(row, where, column))
         case "sft":
-            return "chat", lambda where, row: renderer.chat(parse_chat(row, where, column))
+            return "chat", alone, lambda where, row: renderer.chat(parse_chat(row, where, column))
         case "ppo":
-            return "pair", lambda where, row: renderer.opening(parse_prompt(row, where, column))
+            return (
+                "pair",
+                prompt,
+                lambda where, row: renderer.opening(parse_prompt(row, where, column)),
+            )
         case "dpo" | "reward":
-            return "pair", lambda where, row: renderer.pair(parse_pair(row, where, column))
+            return "pair", pair, lambda where, row: renderer.pair(parse_pair(row, where, column))
 
 
-def _render(records: list[sources.Record], render: Render) -> Split:
+def _render(records: Sequence[sources.Record], render: Render) -> Split:
     ledger = Ledger(rows=len(records), digest=sources.digest(records))
-    trees: list[Tree] = []
+    trees, ends = Forest(), 0
     for where, fields in records:
         rendered = render(where, fields)
         ledger.cut += rendered.cut
         if rendered.dropped:
             ledger.dropped[rendered.dropped] = ledger.dropped.get(rendered.dropped, 0) + 1
-        trees += rendered.trees
+        trees.extend(rendered.trees)
+        ledger.tokens += sum(t.tokens for t in rendered.trees)
+        ledger.supervised += sum(t.supervised for t in rendered.trees)
+        ends += sum(t.completions[-1].supervised[-1] for t in rendered.trees if t.completions)
     ledger.sequences = len(trees)
-    ledger.tokens = sum(t.tokens for t in trees)
-    ledger.supervised = sum(t.supervised for t in trees)
-    ends = sum(t.completions[-1].supervised[-1] for t in trees if t.completions)
     ledger.ends_supervised = ends / len(trees) if trees else 0.0
     return Split(trees, ledger)
 
@@ -180,8 +199,9 @@ def _plan(trees: Sequence[Tree], config: StageConfig, seed: int) -> list[list[in
             step = indices[at : at + int(min(size, rows_left))]
             steps.append(step)
             rows_left -= len(step)
-            tokens += sum(trees[i].tokens for i in step)
             if rows_left <= 0 or len(steps) == config.steps:
                 return steps
-            if config.tokens is not None and tokens >= config.tokens:
-                return steps
+            if config.tokens is not None:
+                tokens += sum(trees[i].tokens for i in step)
+                if tokens >= config.tokens:
+                    return steps

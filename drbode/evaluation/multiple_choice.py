@@ -11,7 +11,7 @@ from drbode.config import BadInput, BenchmarkConfig
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
-from drbode.data.rows import Question, parse_question
+from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
 from drbode.data.trees import pack, within
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.evaluation.statistics import brier, expected_calibration_error, paired, wilson
@@ -78,8 +78,15 @@ class Answer:
 
 def load_benchmark(config: BenchmarkConfig, conditions: Conditions = "default") -> Benchmark:
     """Raises BadInput for a question without its answer among the alternatives, or a double."""
-    key = "benchmark.path"
-    records = sources.read("question", config.path, config.split, config.revision, key, conditions)
+    records = sources.read(
+        "question",
+        config.path,
+        config.split,
+        config.revision,
+        "benchmark.path",
+        conditions,
+        sources.Columns(QUESTION, QUESTION_OPTIONAL),
+    )
     records = sources.sample(records, config.questions, seed=0)
     questions = [parse_question(fields, where) for where, fields in records]
     seen: dict[tuple[str, ...], Question] = {}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drbode.data.steps import Split
-from drbode.data.trees import Tree, pack, within
+from drbode.data.trees import Forest, Tree, pack, within
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.record import versions
@@ -53,12 +53,12 @@ def with_reference(
         save_file({"logps": logps}, draft)
         draft.replace(path)
     numbers = iter(logps.tolist())
-    trees = [t._replace(reference=tuple(next(numbers) for _ in t.completions)) for t in split.trees]
-    return Split(trees, split.ledger)
+    trees = (t._replace(reference=tuple(next(numbers) for _ in t.completions)) for t in split.trees)
+    return Split(Forest(trees), split.ledger)
 
 
 @torch.no_grad()
-def _logps(policy: Policy, trees: list[Tree], max_tokens: int, machine: Machine) -> Tensor:
+def _logps(policy: Policy, trees: Sequence[Tree], max_tokens: int, machine: Machine) -> Tensor:
     sums = []
     with machine.autocast():
         for group in within(trees, max_tokens):
@@ -68,7 +68,7 @@ def _logps(policy: Policy, trees: list[Tree], max_tokens: int, machine: Machine)
 
 
 def _digest(
-    policy: Policy, trees: list[Tree], machine: Machine, base: Mapping[str, Tensor] | None
+    policy: Policy, trees: Sequence[Tree], machine: Machine, base: Mapping[str, Tensor] | None
 ) -> str:
     total = hashlib.sha256()
     weights = dict(policy.network.state_dict())

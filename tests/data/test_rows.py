@@ -126,7 +126,8 @@ def test_an_unknown_split_of_bodinho_names_the_known() -> None:
 
 def test_a_sample_is_seeded_and_keeps_the_order() -> None:
     rows = list(range(100))
-    assert sources.sample(rows, 10, 0) == sources.sample(rows, 10, 0)
-    assert sources.sample(rows, 10, 0) != sources.sample(rows, 10, 1)
-    assert sources.sample(rows, 10, 0) == sorted(sources.sample(rows, 10, 0))
+    drawn, again, other = (list(sources.sample(rows, 10, seed)) for seed in (0, 0, 1))
+    assert drawn == again != other
+    assert drawn == sorted(drawn)
+    assert len(set(drawn)) == 10
     assert sources.sample(rows, 100, 0) == rows

@@ -1,4 +1,4 @@
-from drbode.data.trees import Completion, Tree, pack, within
+from drbode.data.trees import Completion, Forest, Tree, pack, within
 
 
 def test_packed_by_hand() -> None:
@@ -22,3 +22,30 @@ def test_groups_keep_order_and_budget() -> None:
     trees = [Tree([], [Completion([0] * n, [True] * n)]) for n in (3, 4, 9, 2, 2, 2)]
     groups = list(within(trees, 7))
     assert [[t.tokens for t in g] for g in groups] == [[3, 4], [9], [2, 2, 2]]
+
+
+def test_a_forest_gives_its_trees_back_from_a_tenth_of_the_memory() -> None:
+    import tracemalloc
+
+    trees = [
+        Tree([], [Completion([7, 8, 9], [True, False, True])]),
+        Tree([1, 151_936], [Completion([2], [True]), Completion([], [])], (-0.5, -0.25)),
+        Tree([3], []),
+    ]
+    forest = Forest(trees)
+    assert list(forest) == trees
+    assert (len(forest), forest[1:], forest[-1]) == (3, trees[1:], trees[2])
+    assert not Forest()
+
+    def size(make: type[list[Tree]] | type[Forest]) -> int:
+        tracemalloc.start()
+        kept = make(
+            Tree([], [Completion([1000 + i for i in range(500)], [True] * 500)]) for _ in range(50)
+        )
+        used = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(kept) == 50
+        return used
+
+    assert size(Forest) < 7 * 50 * 500  # bytes
+    assert size(list) > 40 * 50 * 500
