@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -279,6 +279,7 @@ def load_policy(
             network = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, **options
             )
+            _hold_in_one_format(network)
         if base:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft's
@@ -296,6 +297,17 @@ def load_policy(
             raise BadInput(f"model.chat_template: there is no file {template}")
         tokenizer.chat_template = template.read_text()
     return Policy(network, tokenizer, attention, quantization)
+
+
+def _hold_in_one_format(network: nn.Module) -> None:
+    """Keeps 4-bit weights on a CPU as they were quantized.
+
+    On processors with AVX512-BF16, bitsandbytes repacks them in the first evaluation, in place and
+    with constants rounded to bf16: the base would be another one than it was in training.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.nn.modules
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -55,6 +56,18 @@ def network_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return load_policy(config.model, torch.float32, "sdpa", 0, held)
 
     return load
+
+
+def test_a_quantized_base_is_the_same_in_training_and_evaluation(
+    network_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on processors for which bitsandbytes has a second format."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    network = network_of("qwen3", "qlora").network
+    network.set_attn_implementation("sdpa")
+    before = logits(network.train())
+    assert torch.equal(logits(network.eval()), before)
+    assert torch.equal(logits(network.train()), before)
 
 
 @pytest.fixture
