@@ -19,12 +19,15 @@ from typing import Any
 import bitsandbytes.nn.modules
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -93,6 +96,12 @@ def tiny(family: str) -> nn.Module:
     for parameter in network.parameters():  # away from their special values, so that all matter
         parameter.data += 0.05 * torch.randn_like(parameter)
     return network.eval()
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of the tiny networks' ids: w0 pads, w1 ends a turn."""
+    known = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=known, pad_token="w0", eos_token="w1")
 
 
 @pytest.fixture(params=["qwen3", "llama", "gpt2"])

@@ -17,10 +17,7 @@ from datasets import Dataset
 from lightning.pytorch.loggers.logger import Logger
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from drbode.config import DataConfig, StageConfig
@@ -30,7 +27,7 @@ from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training import module as training
 from drbode.training.stages import LAST, run_stage
-from tests.conftest import VOCABULARY, asked, surroundings, tiny
+from tests.conftest import asked, surroundings, tiny, words
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3
 WARMUP_STEPS = 2
@@ -146,7 +143,6 @@ def in_trl(
         for name, parameter in trained.items():
             parameter.copy_(start[name])
 
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     data = [
         {
             "input_ids": prompt + completion.ids,
@@ -182,9 +178,7 @@ def in_trl(
             dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(data),
-        processing_class=PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="w0", eos_token="w1"
-        ),
+        processing_class=words(),
     )
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
