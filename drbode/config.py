@@ -499,6 +499,16 @@ class ChatConfig:
         return why
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """`conf/report.yaml` as composed: the table of a folder of runs."""
+
+    folder: str
+    baseline: str | None
+    measure: str
+    wandb: WandbConfig
+
+
 UNREAD_BY_CHAT = (
     "model.attention",  # answers are generated under sdpa
     "model.learning_rates",

@@ -80,6 +80,7 @@ def open_run(
             "config": dict(asked),
             "versions": versions(),
             "git": git_state(),
+            "code": code_digest(),
             "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         }
         run.data.pop("error", None)

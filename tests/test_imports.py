@@ -16,7 +16,8 @@ LEFT: dict[str, set[str]] = {
 }
 LEFT["training"] = LEFT["evaluation"] = {"data", "models", *LEFT["data"]}
 LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}
-LEFT["train"] = LEFT["evaluate"] = LEFT["chat"] = {"reporting", *LEFT["reporting"]}
+for _door in ("train", "evaluate", "chat", "report"):
+    LEFT[_door] = {"reporting", *LEFT["reporting"]}
 
 
 def room(path: Path) -> str:

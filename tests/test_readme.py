@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drbode import chat, config
+from drbode import chat, config, report
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
@@ -39,12 +39,15 @@ def test_a_command_composes_and_is_taken(page: str, command: str) -> None:
         if w != "-m"
     ]
     door = module.removeprefix("drbode.")
-    overrides = chat.arguments(overrides) if door == "chat" else overrides
+    rewritten = {"chat": chat.arguments, "report": report.arguments}
+    overrides = rewritten[door](overrides) if door in rewritten else overrides
     tree = config.compose(door, overrides)
     if door == "train":
         config.load(tree, overrides, multirun)
     elif door == "chat":
         config.load_chat(tree, overrides)
+    elif door == "report":
+        config.build(config.ReportConfig, tree)
     else:
         config.build(config.EvaluateConfig, tree)
 

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drbode.reporting.table import AblationTable
+
 # A pipe or a log file has no width of its own; the tables need this much.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 128)
 
@@ -65,6 +67,14 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
         )
     if whole["prompts_cut"]:
         console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
+
+
+def show_table(table: AblationTable) -> None:
+    """The ablation table, and what is to be known of it."""
+    for piece in table.to_terminal():
+        console.print(piece)
+    for note in table.notes:
+        console.print(note, markup=False)
 
 
 def columns(texts: Mapping[str, str]) -> Table:

@@ -1,0 +1,172 @@
+"""Figures of an ablation table."""
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from drbode.evaluation.inference import mean_interval
+from drbode.reporting.table import LOWER_IS_BETTER, AblationTable, Row, measure
+
+COSTS = ("trainable_parameters", "peak_memory_gib", "seconds")
+NUMBER = re.compile(r"^([\w.]+)=(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$")
+BAR: dict[str, Any] = {"marker": "o", "capsize": 3}
+
+
+def figures(table: AblationTable) -> dict[str, Figure]:
+    """Every figure that the table has the values for, by the name of its file."""
+    drawn = {
+        "intervals": intervals(table),
+        "pareto": pareto(table),
+        "over": over(table),
+        "curves": curves(table),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def intervals(table: AblationTable) -> Figure | None:
+    """Each variant's mean of what the table compares by, with its 95 % interval and its runs."""
+    rows = [row for row in table.rows if row.of(table.measure)]
+    if not rows:
+        return None
+    how = measure(table.measure)
+    figure = Figure(figsize=(7, 0.8 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, row in enumerate(reversed(rows)):
+        values = [how.factor * v for v in row.of(table.measure)]
+        colour = "C0" if row.best else "C7"
+        axes.errorbar(fmean(values), place, xerr=_reach(values), fmt="o", capsize=4, color=colour)
+        axes.plot(values, [place] * len(values), ".", color=colour, alpha=0.4)
+    axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
+    axes.set(xlabel=f"{how.label}: runs, mean over seeds with 95 % t interval")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def pareto(table: AblationTable) -> Figure | None:
+    """What the table compares by against what it costs; a line joins what nothing dominates."""
+    costs = [name for name in COSTS if any(row.of(name) for row in table.rows)]
+    rows = [row for row in table.rows if row.of(table.measure)]
+    if len(rows) < 2 or not costs:
+        return None
+    how = measure(table.measure)
+    figure = Figure(figsize=(4.4 * len(costs), 3.8), layout="constrained")
+    for number, name in enumerate(costs, 1):
+        axes = figure.add_subplot(1, len(costs), number)
+        points = []
+        for row in rows:
+            x = measure(name).factor * fmean(row.of(name))
+            values = [how.factor * v for v in row.of(table.measure)]
+            points.append((x, fmean(values)))
+            label = row.name if number == 1 else None
+            axes.errorbar(*points[-1], yerr=_reach(values), fmt="o", capsize=3, label=label)
+        front = _front(points, lower=table.measure.partition("/")[0] in LOWER_IS_BETTER)
+        axes.plot(*zip(*front, strict=True), color="C7", alpha=0.6, zorder=0)
+        if max(x for x, _ in points) > 10 * min(x for x, _ in points):
+            axes.set_xscale("log")
+        axes.margins(x=0.1)
+        axes.set(xlabel=measure(name).label, ylabel=how.label)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(len(rows), 5), fontsize=8)
+    return figure
+
+
+def over(table: AblationTable) -> Figure | None:
+    """What the table compares by, and the seconds, over the number that is swept, if one is."""
+    swept = _swept(table.rows)
+    if swept is None:
+        return None
+    key, lines = swept
+    names = [n for n in (table.measure, "seconds", "peak_memory_gib") if n in table.names]
+    figure = Figure(figsize=(4.6 * len(names), 3.6), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(1, len(names), number)
+        how = measure(name)
+        for label, points in lines.items():
+            there = sorted((x, row.of(name)) for x, row in points.items() if row.of(name))
+            scaled = [(x, [how.factor * v for v in values]) for x, values in there]
+            axes.errorbar(
+                [x for x, _ in scaled],
+                [fmean(values) for _, values in scaled],
+                yerr=[max(_reach(values) or [0.0]) for _, values in scaled],
+                label=label,
+                **BAR,
+            )
+        places = sorted({x for points in lines.values() for x in points})
+        if places[0] > 0 and places[-1] >= 8 * places[0]:
+            axes.set_xscale("log")
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.minorticks_off()
+        axes.set(xlabel=key, ylabel=how.label)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize=7)
+    return figure
+
+
+def curves(table: AblationTable) -> Figure | None:
+    """Validation loss of each stage, mean over seeds, against the run's optimizer step."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in table.rows:
+        for run in row.runs:
+            for stage, step, loss in _losses(run.folder / "metrics.csv"):
+                own = found.setdefault(stage, {}).setdefault(row.name, {})
+                own.setdefault(step, []).append(loss)
+    if not found:
+        return None
+    figure = Figure(figsize=(5.5 * len(found), 3.6), layout="constrained")
+    for number, (stage, variants) in enumerate(found.items(), 1):
+        axes = figure.add_subplot(1, len(found), number)
+        for name, points in variants.items():
+            steps = sorted(points)
+            axes.plot(steps, [fmean(points[s]) for s in steps], marker=".", label=name)
+        axes.set(title=stage, xlabel="optimizer step of the run", ylabel="validation loss")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _losses(metrics: Path) -> list[tuple[str, int, float]]:
+    if not metrics.is_file():
+        return []
+    with metrics.open(newline="") as file:
+        return [
+            (row["stage"], int(row["step"]), float(row["value"]))
+            for row in csv.DictReader(file)
+            if row["split"] == "validation" and row["name"] == "loss"
+        ]
+
+
+def _reach(values: Sequence[float]) -> list[float] | None:
+    """Half the interval's width, for an error bar; None for one run."""
+    interval = mean_interval(values)
+    return None if interval is None else [(interval.high - interval.low) / 2]
+
+
+def _front(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
+    """The points to which none is both cheaper and better, the cheapest first."""
+    sign = -1 if lower else 1
+    front: list[tuple[float, float]] = []
+    best = -math.inf
+    for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
+        if sign * y > best:
+            front.append((x, y))
+            best = sign * y
+    return front
+
+
+def _swept(rows: Sequence[Row]) -> tuple[str, Mapping[str, Mapping[float, Row]]] | None:
+    """The one key whose numbers differ between rows, and the rows over it, a line a remainder."""
+    keys: dict[str, dict[str, dict[float, Row]]] = {}
+    for row in rows:
+        for word in row.name.split():
+            if found := NUMBER.match(word):
+                rest = " ".join(w for w in row.name.split() if w != word) or "all"
+                keys.setdefault(found[1], {}).setdefault(rest, {})[float(found[2])] = row
+    several = {k: v for k, v in keys.items() if max(len(points) for points in v.values()) > 1}
+    return next(iter(several.items())) if len(several) == 1 else None

@@ -1,0 +1,60 @@
+"""Where an ablation table goes: a folder, and a W&B run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from drbode.config import WandbConfig
+from drbode.reporting.figures import figures
+from drbode.reporting.page import to_html
+from drbode.reporting.table import AblationTable
+
+
+def write(table: AblationTable, folder: Path) -> None:
+    """The table in every format, and its figures; files of an earlier report are written over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = figures(table)
+    forms: dict[str, Callable[[], str]] = {
+        "table.md": table.to_markdown,
+        "table.tex": table.to_latex,
+        "table.csv": table.to_csv,
+        "index.html": lambda: to_html(table, drawn, title(folder)),
+    }
+    for name, form in forms.items():
+        (folder / name).write_text(form(), encoding="utf-8")
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def title(folder: Path) -> str:
+    """What the table is of: the study's name, by its folders."""
+    named = [p for p in folder.resolve().parts if p not in ("report", "records", "outputs")]
+    return f"drbode: {named[-1]}"
+
+
+def log(table: AblationTable, folder: Path, config: WandbConfig) -> None:
+    """The table and the figures in `folder` as a W&B run of the group, if W&B is on."""
+    if config.mode == "disabled":
+        return
+    import wandb
+
+    run = wandb.init(
+        dir=folder,
+        project=config.project,
+        group=config.group,
+        job_type="summary",
+        name=f"table {config.group or folder.resolve().parent.name}",
+        reinit="create_new",
+        settings=wandb.Settings(mode=config.mode, silent=True, x_disable_stats=True),
+    )
+    try:
+        heads, rows = table.grid()
+        texts = wandb.Table(columns=heads, data=[[cell.text for cell in row] for row in rows])
+        flat = table.records()
+        names = list(dict.fromkeys(name for row in flat for name in row))
+        # One type a column: what is missing is a gap, and so is a text among numbers.
+        numbers = wandb.Table(columns=names, data=[[row.get(n) for n in names] for row in flat])
+        pictures = {p.stem: wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
+        run.log({"table": texts, "values": numbers, **pictures})
+        run.summary["notes"] = "\n".join(table.notes)
+    finally:
+        run.finish()

@@ -1,0 +1,338 @@
+"""The ablation table on records made by hand: variants, tests, notes, and every format."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from drbode import report
+from drbode.config import BadInput, WandbConfig
+from drbode.reporting.figures import figures
+from drbode.reporting.outputs import log
+from drbode.reporting.outputs import write as write_outputs
+from drbode.reporting.page import to_html
+from drbode.reporting.runs import read_runs, record_files
+from drbode.reporting.table import AblationTable, build_table
+from tests import offline_wandb
+
+ACCURACY = {  # by method and seed
+    "lora": [0.70, 0.72, 0.74, 0.71, 0.73],
+    "full": [0.80, 0.83, 0.82, 0.80, 0.84],
+    "bitfit": [0.30, 0.33, 0.31, 0.29, 0.32],
+    "adapter": [0.71, 0.70, 0.75, 0.72, 0.72],
+}
+
+
+def record(words: list[str], accuracy: float | None, **changes: Any) -> dict[str, Any]:
+    """What a run leaves, as far as a table reads it; `accuracy` None: it failed."""
+    pairs = dict(word.split("=", 1) for word in words)
+    rows = {"global_batch_size": 8, "epochs": 1.0, "steps": None, "tokens": None, "data": {}}
+    config = {
+        "stages": ["sft"],
+        "seed": int(pairs["seed"]),
+        "method": pairs.get("method", "lora"),
+        "lora": {"r": int(pairs.get("lora.r", 32))},
+        "sft": rows | {"learning_rate": float(pairs.get("sft.learning_rate", 1e-3))},
+        "trainer": {"threads": pairs.get("trainer.threads", "auto")},
+    }
+    if config["method"] not in ("lora", "qlora"):
+        del config["lora"]
+    data: dict[str, Any] = {
+        "started": f"2026-01-01T00:00:{len(words):02}{pairs['seed']}",
+        "ended": "2026-01-01T00:01:00",
+        "status": "finished",
+        "overrides": [*words, "logger=csv"],
+        "config": config,
+        "versions": {"torch": "2"},
+        "code": "abc",
+        "git": None,
+    }
+    if accuracy is None:
+        return data | {"status": "failed", "error": "BadInput: it is too hot"}
+    part = {"accuracy": accuracy}
+    summary = part | {"questions": 200, "parts": {"fáceis": part, "difíceis": part}}
+    stage = {
+        "summary": summary | {"ece": 0.1, "stop_rate": None},
+        "validation_loss": 1 - accuracy,
+        "measures": {"logp_accuracy": 0.9, "unheard_of": 3.0},
+        "artefact_bytes": 1 << 20,
+        "seconds": 10.0 + len(config["method"]),
+        "tokens": 5000,
+        "peak_memory_gib": 0.5,
+    }
+    return (
+        data
+        | {
+            "base": {"summary": summary},
+            "stages": {"sft": stage},
+            "model": {"trainable_parameters": 1000 * len(config["method"])},
+            "data": {"benchmark": {"digest": "d"}},
+            "machine": {"cpu": "c", "accelerator": "cpu", "precision": "p", "dtype": "fp32"},
+        }
+        | changes
+    )
+
+
+def store(folder: Path, name: str, data: dict[str, Any]) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "record.json").write_text(json.dumps(data))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Four methods, five seeds."""
+    folder = tmp_path / "study"
+    for method, values in ACCURACY.items():
+        for seed, accuracy in enumerate(values):
+            words = [f"method={method}", f"seed={seed}"]
+            store(folder, f"{method}-{seed}", record(words, accuracy))
+    return folder
+
+
+def table_of(folder: Path, **words: Any) -> AblationTable:
+    runs, complaints = read_runs(record_files(folder))
+    assert not complaints
+    return build_table(runs, **words)
+
+
+def test_differences_are_paired_by_seed_and_adjusted_over_the_rows(study: Path) -> None:
+    table = table_of(study, baseline="method=lora")
+    assert table.baseline == "method=lora"
+    rows = {row.name: row for row in table.rows}
+    assert set(rows) == {f"method={m}" for m in ACCURACY}
+    others = [m for m in ACCURACY if m != "lora"]
+    p_values = [stats.ttest_rel(ACCURACY[m], ACCURACY["lora"]).pvalue for m in others]
+    adjusted = multipletests(p_values, method="holm")[1]
+    for method, p_value in zip(others, adjusted, strict=True):
+        row = rows[f"method={method}"]
+        assert row.difference is not None
+        assert row.difference.paired
+        assert row.p_value == pytest.approx(p_value)
+    assert rows["method=lora"].difference is None
+
+
+def test_the_best_group_is_what_no_test_tells_from_the_best(study: Path) -> None:
+    assert {row.name for row in table_of(study).rows if row.best} == {"method=full"}
+    for seed, accuracy in enumerate([0.82, 0.81, 0.83, 0.79, 0.85]):  # a twin of full
+        words = ["method=full", "sft.learning_rate=0.1", f"seed={seed}"]
+        store(study, f"twin-{seed}", record(words, accuracy))
+    best = {row.name for row in table_of(study).rows if row.best}
+    assert best == {"method=full", "method=full sft.learning_rate=0.1"}
+    assert table_of(study, measure_name="validation_loss/sft").rows  # lower is better there
+    lowest = table_of(study, measure_name="validation_loss/sft")
+    assert {row.name for row in lowest.rows if row.best} == best
+
+
+def test_other_data_in_a_stage_are_not_paired(study: Path) -> None:
+    for seed, accuracy in enumerate(ACCURACY["lora"]):
+        words = ["method=lora", "sft.epochs=3", f"seed={seed}"]
+        data = record(words, accuracy + 0.01 * seed)
+        data["config"]["sft"]["epochs"] = 3.0
+        store(study, f"long-{seed}", data)
+    row = next(r for r in table_of(study, baseline="method=lora").rows if "epochs" in r.name)
+    assert row.difference is not None
+    assert not row.difference.paired
+
+
+def test_one_seed_gives_no_p_value_and_says_why(tmp_path: Path) -> None:
+    for method in ("lora", "full"):
+        store(tmp_path, method, record([f"method={method}", "seed=0"], ACCURACY[method][0]))
+    table = table_of(tmp_path)
+    assert all(row.p_value is None and not row.best for row in table.rows)
+    assert table.rows[1].difference is not None
+    assert any("with one seed nothing tells" in note for note in table.notes)
+    assert not any("power" in note for note in table.notes)
+
+
+def test_the_notes_say_what_the_table_could_see(study: Path) -> None:
+    notes = " ".join(table_of(study, baseline="method=lora").notes)
+    assert "Seeds 0, 1, 2, 3, 4; questions 200" in notes
+    assert "spreads over its 5 seeds by 1.6" in notes  # of 70, 72, 74, 71 and 73
+    assert "Holm over 3 rows" in notes
+    found = re.search(r"80 % power to see a difference of (\d+\.\d)", notes)
+    assert found is not None
+    assert 1 < float(found[1]) < 6
+
+
+def test_a_failed_run_stands_with_its_reason_and_the_rest_is_compared(study: Path) -> None:
+    store(study, "failed", record(["method=lora", "seed=5"], None))
+    early = {
+        "status": "failed",
+        "overrides": ["method=lora", "seed=-1"],
+        "error": "BadInput: seed: expected a whole number",
+        "ended": "2026-01-01T00:00:00",
+    }
+    store(study, "early", early)
+    table = table_of(study, baseline="method=lora")
+    row = next(r for r in table.rows if r.name == "method=lora")
+    assert row.failed == {
+        5: "BadInput: it is too hot",
+        -1: "BadInput: seed: expected a whole number",
+    }
+    assert len(row.seeds) == 5
+    assert "method=lora, seed 5: no result (BadInput: it is too hot)." in table.notes
+    assert "5 (2 failed)" in table.to_markdown()
+
+
+def test_cells_that_came_to_the_same_run_are_one_variant(study: Path) -> None:
+    """And what a run does not read is no part of its name."""
+    for seed, accuracy in enumerate(ACCURACY["full"]):
+        store(study, f"x{seed}", record(["method=full", "lora.r=4", f"seed={seed}"], accuracy))
+    names = [row.name for row in table_of(study).rows]
+    assert sorted(names) == sorted(f"method={m}" for m in ACCURACY)
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"versions": {"torch": "3"}}, "†"),
+        ({"code": "def"}, "‡"),
+        ({"data": {"benchmark": {"digest": "e"}}}, "§"),
+        (
+            {"machine": {"cpu": "d", "accelerator": "cpu", "precision": "p", "dtype": "fp32"}},
+            "¶",
+        ),
+    ],
+)
+def test_a_row_that_differs_in_what_should_be_equal_is_marked(
+    change: dict[str, Any], mark: str, study: Path
+) -> None:
+    store(study, "odd", record(["method=full", "lora.r=2", "seed=9"], 0.8, **change))
+    table = table_of(study, baseline="method=lora")
+    marked = [row[0].text for row in table.grid()[1] if mark in row[0].text]
+    assert [m.rstrip("*†‡§¶") for m in marked] == ["method=full"]
+    assert any(note.startswith(mark) for note in table.notes)
+
+
+def test_every_format_holds_the_same_numbers(study: Path) -> None:
+    table = table_of(study, baseline="method=lora")
+    console = Console(width=200, file=io.StringIO(), record=True)
+    for piece in table.to_terminal():
+        console.print(piece)
+    shown = console.export_text()
+    flat = list(csv.DictReader(io.StringIO(table.to_csv())))
+    for text in (shown, table.to_markdown(), table.to_latex(), to_html(table, {}, "t")):
+        for mean in ("72.0", "81.8", "31.0"):
+            assert mean in text
+        assert "method=full" in text
+    assert r"accuracy, \%" in table.to_latex()
+    assert {row["variant"] for row in flat} == {f"method={m}" for m in ACCURACY}
+    lora = next(row for row in flat if row["variant"] == "method=lora")
+    assert float(lora["accuracy"]) == pytest.approx(0.72)
+    assert float(lora["accuracy sd"]) == pytest.approx(0.0158, abs=1e-4)
+    assert "unheard_of" not in table.to_csv()
+
+
+def test_the_page_is_whole_in_itself(study: Path) -> None:
+    table = table_of(study)
+    page = to_html(table, figures(table), "a <title>")
+    assert "a &lt;title&gt;" in page
+    assert page.count("<svg") == len(figures(table)) >= 2
+    outside = re.findall(r"""(?:src|href)=["'](?!#|data:)([^"']+)""", page)
+    assert not outside
+
+
+def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
+    for rank in (2, 8, 32):
+        for seed in range(2):
+            words = [f"lora.r={rank}", f"seed={seed}"]
+            store(tmp_path, f"{rank}-{seed}", record(words, 0.5 + rank / 100 + seed / 50))
+    drawn = figures(table_of(tmp_path))
+    assert set(drawn) == {"intervals", "pareto", "over"}
+    axes = drawn["over"].axes[0]
+    assert axes.get_xlabel() == "lora.r"
+    assert axes.get_xscale() == "log"
+    assert axes.lines[0].get_xdata().tolist() == [2, 8, 32]
+    (tmp_path / "2-0" / "metrics.csv").write_text(
+        "step,stage,split,name,value\n5,sft,validation,loss,1.5\n9,sft,validation,loss,1.0\n"
+    )
+    line = figures(table_of(tmp_path))["curves"].axes[0].lines[0]
+    assert line.get_xydata().tolist() == [[5, 1.5], [9, 1.0]]
+
+
+def test_wandb_gets_a_summary_run_that_can_be_read_back(study: Path) -> None:
+    table = table_of(study)
+    folder = study / "report"
+    write_outputs(table, folder)
+    log(table, folder, WandbConfig("offline", "drbode", "a-group"))
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    keys: set[str] = set()
+    groups: set[str] = set()
+    for item in offline_wandb.records(path):
+        groups |= {item.run.run_group} - {""}
+        keys |= {entry.key or entry.nested_key[0] for entry in item.history.item}
+    assert {"table", "values", "intervals", "pareto"} <= keys
+    assert groups == {"a-group"}
+    tables = list(folder.glob("wandb/offline-run-*/files/media/table/*.table.json"))
+    held = [json.loads(path.read_text()) for path in tables]
+    assert any("method=full*" in row for table_ in held for row in table_["data"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nowhere"], ["folder", "no folder nowhere"]),
+        (["empty"], ["folder", "holds no records"]),
+        (["study", "baseline=method=lor"], ["baseline", "method=lor", "method=lora"]),
+        (["study", "measure=acuracy"], ["measure", "acuracy", "accuracy"]),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str], expected: list[str], study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drbode import config
+
+    monkeypatch.chdir(study.parent)
+    (study.parent / "empty").mkdir()
+    typed = report.arguments(words)
+    with pytest.raises(BadInput) as caught:
+        report.job(config.compose("report", typed), typed, False)
+    assert "\n" not in str(caught.value)
+    for word in expected:
+        assert word in str(caught.value)
+
+
+def test_a_record_cut_in_half_is_told_and_the_rest_reported(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = study / "full-0" / "record.json"
+    half.write_text(half.read_text()[:200])
+    short = study / "full-1" / "record.json"
+    data = json.loads(short.read_text())
+    del data["stages"]["sft"]["summary"]["accuracy"]
+    short.write_text(json.dumps(data))
+    store(study, "other", {"result": 3, "ended": ""})
+    report.write(
+        record_files(study), study / "report", None, "accuracy", WandbConfig("disabled", "", None)
+    )
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 3
+    assert f"{half}: is no whole record" in said.err
+    assert f"{short}: is no whole record" in said.err
+    assert "is no record of a training run" in said.err
+    left = {path.name for path in (study / "report").iterdir()}
+    assert {"index.html", "table.md", "table.tex", "table.csv", "intervals.png"} <= left
+    assert "method=full" in said.out
+
+
+def test_a_report_needs_no_torch(study: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path; from drbode import report; "
+        "from drbode.config import WandbConfig; "
+        "from drbode.reporting.runs import record_files; "
+        f"report.write(record_files(Path({str(study)!r})), Path({str(study)!r}) / 'report', "
+        "None, 'accuracy', WandbConfig('disabled', '', None)); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
