@@ -113,25 +113,15 @@ def _name(model: ModelConfig) -> str:
 
 
 def base_of(model: ModelConfig) -> tuple[ModelConfig, int]:
-    """The model that `model` was tuned from, and the seed of its weights where they were drawn.
+    """What `model` was tuned from; raises BadInput where that is not known."""
+    from drbode.models import base
 
-    Raises BadInput where neither an adapter nor the record of a run tells.
-    """
-    from drbode import record
-    from drbode.models.base import adapter_base
-
-    if (path := adapter_base(model.path)) is not None:
-        return dataclasses.replace(model, path=path), 0
-    folder = Path(model.path).resolve()
-    run = record.read_record(folder.parent)
-    if run is None or folder.name not in run.get("stages", {}):
+    if (found := base.base_of(model)) is None:
         raise BadInput(
             f"compare: the base of model.path={model.path} is not known; expected an adapter, or a "
             "folder in that of the run that left it, beside its record.json"
         )
-    before = run["config"]["model"]
-    same = {key: before[key] for key in ("path", "revision", "init")}
-    return dataclasses.replace(model, **same), run["config"]["seed"]
+    return found
 
 
 def interactive() -> bool:

@@ -213,7 +213,8 @@ class AdapterConfig:
     activation: Literal["gelu", "relu", "silu", "tanh"]
 
 
-Protocol = Literal["alternatives", "letter", "generate", "chapter"]
+MultipleChoice = Literal["alternatives", "letter", "generate", "chapter"]
+Protocol = Literal[MultipleChoice, "open"]
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,32 @@ class BenchmarkConfig:
     questions: Count | None
     max_tokens: Count
     max_new_tokens: Count
+    against: str | list[str]
+    reward: str | None
+
+    @property
+    def rivals(self) -> list[str] | None:
+        """Models to hold the model's open answers against; None: the one it was tuned from."""
+        if self.against == "auto":
+            return None
+        return [self.against] if isinstance(self.against, str) else self.against
 
     def unread(self) -> set[str]:
         """Dotted keys that the protocol and the source do not read."""
-        keys = set() if self.protocol == "generate" else {"benchmark.max_new_tokens"}
-        return keys | ({"benchmark.split"} if _is_rows_file(self.path) else set())
+        keys = {"benchmark.split"} if _is_rows_file(self.path) else set()
+        if self.protocol not in ("generate", "open"):
+            keys.add("benchmark.max_new_tokens")
+        if self.protocol != "open":
+            keys |= {"benchmark.against", "benchmark.reward"}
+        return keys
+
+
+@dataclass(frozen=True)
+class OpenConfig:
+    """Open answers that a run with a preference stage asks for before and after its stages."""
+
+    prompts: CountOrZero
+    max_new_tokens: Count
 
 
 @dataclass(frozen=True)
@@ -288,6 +310,7 @@ class TrainConfig:
     ppo: PpoConfig
     data: LaboratoryConfig
     benchmark: BenchmarkConfig
+    open: OpenConfig
     trainer: TrainerConfig
     wandb: WandbConfig
 
@@ -331,6 +354,11 @@ class TrainConfig:
                     "among the stages before ppo; add it, or give a folder that it left or "
                     "module:function"
                 )
+        if self.benchmark.protocol == "open":
+            problems.append(
+                "benchmark.protocol: a run scores open answers beside its multiple choice (open."
+                f"prompts), got open; expected {_one_of(typing.get_args(MultipleChoice))}"
+            )
         if self.data.conditions != "default" and not self.reads_bodinho():
             problems.append(
                 "data.conditions: neither the stages' data nor the benchmark is bodinho, got "
@@ -374,6 +402,11 @@ class TrainConfig:
             paths += [data.path, data.validation_path or ""]
         return BODINHO in paths
 
+    @property
+    def preferring(self) -> Stage | None:
+        """The first stage that changes the policy by preferences; its prompts are answered."""
+        return next((stage for stage in self.stages if stage in ("dpo", "ppo")), None)
+
     def refers_to_base(self) -> bool:
         """Whether a stage's reference is the base, not the policy that the stage began with."""
         read = "dpo" in self.stages and self.dpo.loss != "reference_free"
@@ -392,6 +425,8 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
+        if self.open.prompts == 0:
+            keys.add("open.max_new_tokens")
         for stage in self.stages:
             keys |= {f"{stage}.data.{name}" for name in self.stage(stage).data.unread()}
         return keys | self.benchmark.unread()
@@ -414,7 +449,8 @@ class TrainConfig:
 
     def blocks_read(self) -> set[str]:
         """Names of the optional blocks that this method and these stages read."""
-        return {*self.stages, *METHOD_BLOCKS[self.method]}
+        opened = () if self.preferring is None else ("open",)
+        return {*self.stages, *METHOD_BLOCKS[self.method], *opened}
 
     def effective(self) -> dict[str, Any]:
         """What shapes the result, as plain data: nothing unread, nothing of where it is written."""
@@ -427,6 +463,7 @@ class TrainConfig:
         """What shapes the policy after a stage: all but what is measured, and later stages."""
         tree = self.effective()
         del tree["benchmark"]
+        tree.pop("open", None)
         tree["stages"] = self.stages[: self.stages.index(stage) + 1]
         return {k: v for k, v in tree.items() if k not in STAGES or k in tree["stages"]}
 
@@ -522,12 +559,19 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.reference": "dpo.loss=reference_free",
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
-    "benchmark.max_new_tokens": "a protocol other than generate",
+    "open.max_new_tokens": "open.prompts=0",
+    "benchmark.max_new_tokens": "a protocol other than generate or open",
+    "benchmark.against": "a protocol other than open",
+    "benchmark.reward": "a protocol other than open",
     "benchmark.split": "a file, which has no splits",
     "data.split": "a file, which has no splits",
     "data.validation_share": "validation rows of their own",
 }
-OPTIONAL_BLOCKS: set[str] = {*STAGES, *(b for blocks in METHOD_BLOCKS.values() for b in blocks)}
+OPTIONAL_BLOCKS: set[str] = {
+    *STAGES,
+    *(b for blocks in METHOD_BLOCKS.values() for b in blocks),
+    "open",
+}
 
 
 def _without(tree: dict[str, Any], unread: set[str]) -> dict[str, Any]:
@@ -561,7 +605,9 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     blocks = [tree["model"], tree["benchmark"]]
     blocks += [tree[stage]["data"] for stage in STAGES if stage in tree]
     for block in blocks:
-        named = [block.get(key) for key in ("path", "validation_path", "chat_template")]
+        named = [block.get(k) for k in ("path", "validation_path", "chat_template", "reward")]
+        against = block.get("against", [])
+        named += [against] if isinstance(against, str) else against
         block["content"] = [content(path) for path in named if path is not None]
     return tree
 

@@ -1,13 +1,17 @@
-"""python -m drbode.evaluate: scores one model on one benchmark."""
+"""python -m drbode.evaluate: scores one model on one benchmark, or open answers of several."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import EvaluateConfig
+from drbode.config import BadInput, EvaluateConfig, ModelConfig
 
 if TYPE_CHECKING:
+    from drbode.models.base import Policy
+    from drbode.models.machine import Machine
     from drbode.record import Run
 
 
@@ -22,30 +26,25 @@ def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
     with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
         if run.finished:
             print(f"{folder} is finished; force=true does it again")
+        elif asked.benchmark.protocol == "open":
+            _open(asked, run)
         else:
-            _evaluate(asked, run)
-        _show(run)
+            _multiple_choice(asked, run)
+        _show(asked, run)
 
 
-def _evaluate(asked: EvaluateConfig, run: "Run") -> None:
+def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
     import time
 
     from drbode import record
     from drbode.data.prompts import Renderer
     from drbode.evaluation import multiple_choice
     from drbode.models import machine as machines
-    from drbode.models.base import load_policy, quantization_of
     from drbode.reporting import terminal
 
     machine = machines.resolve(asked.trainer, asked.model, None)
     benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data.conditions)
-    policy = load_policy(
-        asked.model,
-        machine.torch_dtype,
-        machine.attention,
-        quantization=quantization_of(asked.model),
-    )
-    policy.network.to(machine.accelerator)
+    policy = _load(asked.model, machine)
     terminal.show_plan(
         {
             "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
@@ -72,12 +71,110 @@ def _evaluate(asked: EvaluateConfig, run: "Run") -> None:
     run.data["result"] = {"summary": multiple_choice.summarise(answers), "seconds": seconds}
 
 
-def _show(run: "Run") -> None:
+def _open(asked: EvaluateConfig, run: "Run") -> None:
+    import time
+
+    from drbode.evaluation import open_answers
+    from drbode.models import machine as machines
+    from drbode.models.base import speaking_as
+    from drbode.models.heads import load_reward_model
     from drbode.reporting import terminal
 
-    terminal.show_benchmark({"model": run.data["result"]})
-    questions = run.data["result"]["summary"]["questions"]
-    print(f"{questions / run.data['result']['seconds']:.1f} questions/s")
+    machine = machines.resolve(asked.trainer, asked.model, None)
+    prompts = open_answers.load_prompts(asked.benchmark, asked.data.conditions)
+    models = _models(asked)
+    policy = _load(asked.model, machine)
+    limit = asked.benchmark.max_new_tokens
+    if limit >= policy.context:
+        raise BadInput(
+            f"benchmark.max_new_tokens: the model has positions for {policy.context} tokens, "
+            f"prompt and answer together, got {limit}; set it lower"
+        )
+    reward = None
+    if asked.benchmark.reward is not None:
+        reward = load_reward_model(policy, Path(asked.benchmark.reward), "benchmark.reward")
+    *others, _ = models.values()
+    terminal.show_plan(
+        {
+            "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
+            "against": ", ".join(model.path for model, _ in others) or "none",
+            "prompts": f"{asked.benchmark.path}, {len(prompts.asked)} prompts",
+            "writes": str(run.folder),
+        }
+    )
+    began = time.perf_counter()
+    interview = open_answers.Interview(prompts, machine, limit, asked.benchmark.max_tokens)
+    for name, (model, seed) in models.items():
+        load = partial(_load, model, machine, seed)
+        with speaking_as(policy, asked.model, model, load) as speaker:
+            interview.ask(name, speaker)
+    if reward is not None:
+        interview.score(reward, policy)
+    interview.write(run.folder / "open")
+    run.data["machine"] |= machine.as_dict()
+    run.data["data"] = {"open": {"prompts": len(prompts.asked), "digest": prompts.digest}}
+    run.data["model"] = {"parameters": policy.count()[1]}
+    run.data["result"] = {
+        "open": open_answers.progression(interview.answers),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _models(asked: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
+    """The models that answer and the seeds of random ones, by name; the asked one comes last."""
+    from drbode.models.base import adapter_base, base_of
+
+    model, rivals = asked.model, asked.benchmark.rivals
+    if rivals is None:
+        before = base_of(model)
+        others = [] if before is None else [before]
+    else:
+        bases = {path: adapter_base(path) or path for path in (model.path, *rivals)}
+        others = [
+            (
+                replace(
+                    model,
+                    path=path,
+                    init="pretrained",
+                    revision=model.revision if bases[path] == bases[model.path] else None,
+                ),
+                0,
+            )
+            for path in rivals
+        ]
+    named: dict[str, tuple[ModelConfig, int]] = {}
+    for other in [*others, (model, 0)]:
+        path = Path(other[0].path)
+        if path.resolve() in (Path(m.path).resolve() for m, _ in named.values()):
+            raise BadInput(f"benchmark.against: {path} stands twice; name each model once")
+        name = path.resolve().name
+        if name in named:  # the same stage of another run
+            name = "-".join(path.resolve().parts[-2:])
+        named[name] = other
+    return named
+
+
+def _load(model: ModelConfig, machine: "Machine", seed: int = 0) -> "Policy":
+    from drbode.models.base import load_policy, quantization_of
+
+    held = quantization_of(model)
+    policy = load_policy(model, machine.torch_dtype, machine.attention, seed, held)
+    policy.network.to(machine.accelerator)
+    return policy
+
+
+def _show(asked: EvaluateConfig, run: "Run") -> None:
+    from drbode.reporting import terminal
+
+    result = run.data["result"]
+    if asked.benchmark.protocol == "open":
+        terminal.show_open(result["open"])
+        terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")
+        print(f"written to {run.folder}: record.json, open/*.jsonl, open/side_by_side.csv")
+        return
+    terminal.show_benchmark({"model": result})
+    questions = result["summary"]["questions"]
+    print(f"{questions / result['seconds']:.1f} questions/s")
     print(f"written to {run.folder}: record.json, benchmark/model.jsonl")
 
 

@@ -1,6 +1,8 @@
 """What a run leaves behind: a folder with one `record.json`, whole at every moment."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -140,17 +142,28 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes the file whole or not at all."""
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    _write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a row a line, the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows of the same columns, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    _write(path, text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
     draft = path.with_suffix(path.suffix + ".part")
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    draft.write_text("".join(lines), encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", newline="")
     draft.replace(path)
 
 

@@ -11,6 +11,7 @@ from drbode.config import StageConfig, TrainConfig
 if TYPE_CHECKING:
     from drbode.evaluation.multiple_choice import Answer
     from drbode.models.base import Policy
+    from drbode.models.heads import RewardModel
     from drbode.record import Run
 
 _done: dict[str, list[str]] = {}  # run names of this process's multirun, and who asked first
@@ -60,13 +61,13 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode import record
     from drbode.data.prompts import Renderer
     from drbode.data.steps import load_splits
-    from drbode.evaluation import multiple_choice
+    from drbode.evaluation import multiple_choice, open_answers
     from drbode.models import machine as machines
     from drbode.models.base import load_policy, quantization_of
     from drbode.models.methods import wrap
     from drbode.reporting import plots
     from drbode.training import cache as stage_cache
-    from drbode.training.loggers import open_loggers
+    from drbode.training.loggers import log_table, open_loggers
     from drbode.training.stages import Surroundings, restore_stage, run_stage
 
     machine = machines.resolve(asked.trainer, asked.model, asked.method)
@@ -100,6 +101,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         splits[stage] = load_splits(
             stage, block, Renderer(policy.tokenizer, longest), asked.seed, asked.data.conditions
         )
+    renderer = Renderer(policy.tokenizer, policy.context)
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
     run.data["model"] = {"parameters": total, "trainable_parameters": trainable}
@@ -107,12 +109,17 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         stage: {"train": a.ledger.as_dict(), "validation": b.ledger.as_dict() if b else None}
         for stage, (a, b) in splits.items()
     }
+    prompts = open_answers.held_out_prompts(asked, renderer)
+    if prompts is not None:
+        data["open"] = {
+            "prompts": len(prompts.asked),
+            "left_out": prompts.left_out,
+            "digest": prompts.digest,
+        }
     data["benchmark"] = {"questions": len(benchmark.questions), "digest": benchmark.digest}
     run.data["data"] = data
     run.save()
     _plan(asked, run)
-
-    renderer = Renderer(policy.tokenizer, policy.context)
 
     def answer() -> list["Answer"]:
         return multiple_choice.answer(
@@ -126,8 +133,30 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         )
         return answers
 
+    interview = None
+    if prompts is not None:
+        interview = open_answers.Interview(
+            prompts, machine, asked.open.max_new_tokens, asked.benchmark.max_tokens
+        )
+
+    def ask(after: str) -> None:
+        """Open answers of the policy as it is now; a reward model leaves it as it was."""
+        if interview is not None and after != "reward":
+            interview.ask(after, policy)
+
+    def enter(reward: "RewardModel | None") -> None:
+        """Puts what all open answers so far come to into the record, scored alike."""
+        if interview is None:
+            return
+        if reward is not None:
+            interview.score(reward, policy)
+        interview.write(run.folder / "open")
+        for name, result in open_answers.progression(interview.answers).items():
+            (run.data["base"] if name == "base" else run.data["stages"][name])["open"] = result
+
     before = measure("base")
     run.data["base"] = {"summary": multiple_choice.summarise(before)}
+    ask("base")
     steps, metrics = 0, run.folder / "metrics.csv"
     with open_loggers(run.folder, asked.wandb) as loggers:
         around = Surroundings(
@@ -153,6 +182,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 reward = restore_stage(policy, checkpoints)
                 around = replace(around, reward=reward or around.reward)
                 steps += run.data["stages"][stage]["steps"]
+                ask(stage)
                 earlier = answer() if stage != asked.stages[-1] else earlier
                 continue
             content = [asked.stage_identity(stage), run.data["machine"], run.data["versions"]]
@@ -178,6 +208,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 reward.save(policy, run.folder / stage)
                 around = replace(around, reward=reward)
             answers = measure(stage)
+            ask(stage)
             summary = multiple_choice.summarise(answers)
             for logger in loggers:
                 logger.log_metrics({f"{stage}/benchmark/accuracy": summary["accuracy"]}, step=steps)
@@ -189,7 +220,10 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 "against_before": multiple_choice.compare(earlier, answers),
             }
             earlier = answers
+            enter(around.reward)
             run.save()
+        if interview is not None:
+            log_table(loggers, "open/side_by_side", open_answers.side_by_side(interview.answers))
     plots.learning_curves(metrics, run.folder / "curves.png")
     if "ppo" in asked.stages:
         plots.reward_hacking(metrics, run.folder / "reward_hacking.png")
@@ -210,11 +244,21 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
         },
         "benchmark": f"{asked.benchmark.path}, {data['benchmark']['questions']} questions, "
         f"{asked.benchmark.protocol}",
+        **_open_plan(asked, data.get("open")),
         "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
         f"{machine['dtype']}, {machine['threads']} threads",
         "writes": str(run.folder),
     }
     terminal.show_plan(plan)
+
+
+def _open_plan(asked: TrainConfig, opened: Mapping[str, Any] | None) -> dict[str, str]:
+    if asked.preferring is None or not asked.open.prompts:
+        return {}
+    if opened is None:
+        return {"open": f"no open answers: {asked.preferring} holds out no prompt that fits"}
+    left_out = f", {opened['left_out']} too long" if opened["left_out"] else ""
+    return {"open": f"{opened['prompts']} held-out prompts of {asked.preferring}{left_out}"}
 
 
 def _length(stage: StageConfig) -> str:
@@ -228,7 +272,12 @@ def _length(stage: StageConfig) -> str:
 def _show(run: "Run") -> None:
     from drbode.reporting import terminal
 
-    terminal.show_benchmark({"base": run.data["base"], **run.data["stages"]})
+    results = {"base": run.data["base"], **run.data["stages"]}
+    terminal.show_benchmark(results)
+    opened = {name: result["open"] for name, result in results.items() if "open" in result}
+    if opened:
+        terminal.show_open(opened)
+        terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")
     for name, stage in run.data["stages"].items():
         loss = stage["validation_loss"]
         held_out = "" if loss is None else f", validation loss {loss:.3f}"
@@ -239,7 +288,7 @@ def _show(run: "Run") -> None:
         )
     print(
         f"written to {run.folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "
-        f"{', '.join(f'{s}/' for s in run.data['stages'])}"
+        f"{'open/, ' if opened else ''}{', '.join(f'{s}/' for s in run.data['stages'])}"
     )
 
 

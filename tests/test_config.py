@@ -36,7 +36,10 @@ def test_defaults_compose_and_every_auto_of_no_machine_is_resolved() -> None:
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in config.groups()[group]:
         overrides = [f"{group}={option}"]
-        config.build(config.TrainConfig, config.compose("train", overrides))
+        if overrides == ["benchmark=open"]:  # which a run asks beside its benchmark
+            config.build(config.EvaluateConfig, config.compose("evaluate", overrides))
+        else:
+            config.build(config.TrainConfig, config.compose("train", overrides))
 
 
 @pytest.mark.parametrize("experiment", config.groups().get("experiment", []))
@@ -65,6 +68,39 @@ def test_a_limit_is_refused_where_nothing_is_written_up_to_it() -> None:
     assert "max_new_tokens" not in unread.effective()["benchmark"]
 
 
+@pytest.mark.parametrize("key", ["against=RUN/sft", "reward=RUN/reward", "max_new_tokens=5"])
+def test_what_open_answers_alone_read_is_refused_elsewhere(key: str) -> None:
+    with pytest.raises(BadInput, match=f"{key.split('=')[0]}: has no effect with a protocol other"):
+        load(f"benchmark.{key}")
+    tree = config.compose("evaluate", ["benchmark=open", f"benchmark.{key}"])
+    asked = config.build(config.EvaluateConfig, tree)
+    config.refuse_unread([f"benchmark.{key}"], asked.benchmark.unread())
+    plain = config.build(config.EvaluateConfig, config.compose("evaluate", ["benchmark=open"]))
+    assert asked.run_name() != plain.run_name()
+
+
+def test_models_to_set_beside_are_auto_one_or_several() -> None:
+    for words, expected in (
+        ([], None),
+        (["benchmark.against=RUN/sft"], ["RUN/sft"]),
+        (["benchmark.against=[bodinho,RUN/sft]"], ["bodinho", "RUN/sft"]),
+        (["benchmark.against=[]"], []),
+    ):
+        tree = config.compose("evaluate", ["benchmark=open", *words])
+        assert config.build(config.EvaluateConfig, tree).benchmark.rivals == expected
+
+
+def test_open_answers_are_read_beside_preferences_and_shape_no_stage() -> None:
+    for words in (["open.prompts=3"], ["stages=[sft,reward]", "open.prompts=3"]):
+        with pytest.raises(BadInput, match=r"open.prompts: .* does not read open"):
+            load(*words)
+    with pytest.raises(BadInput, match=r"open.max_new_tokens: has no effect with open.prompts=0"):
+        load("stages=dpo", "open.prompts=0", "open.max_new_tokens=3")
+    few, many = load("stages=dpo", "open.prompts=3"), load("stages=dpo")
+    assert few.run_name() != many.run_name()
+    assert few.stage_identity("dpo") == many.stage_identity("dpo")
+
+
 def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
     assert load("stages=cpt").stages == ["cpt"]
     assert load("stages=[sft,cpt]").stages == ["sft", "cpt"]
@@ -80,6 +116,7 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["lora.dropout=1"], ["lora.dropout", "at most"]),
         (["stages=stf"], ["stages", "reward or ppo", "did you mean sft?"]),
         (["stages=[]"], ["stages", "a stage or more"]),
+        (["benchmark=open"], ["benchmark.protocol", "open.prompts", "generate or chapter"]),
         (["stages=[sft,sft]"], ["sft stands twice"]),
         (["sft.learning_rate=quick"], ["sft.learning_rate", "auto or a number above 0"]),
         (["sft.schedule=cosin"], ["sft.schedule", "did you mean cosine?"]),

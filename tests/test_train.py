@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from drbode import config, evaluate, train
+from drbode.data.bodinho import PAIRS
 
 QUICK = [
     "sft.steps=3",
@@ -170,6 +171,31 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
             ["benchmark=letter", "benchmark.max_new_tokens=3"],
             ["benchmark.max_new_tokens", "no effect", "protocol other than generate"],
         ),
+        (
+            "evaluate",
+            ["benchmark=open", "benchmark.path=bad.jsonl"],
+            ["bad.jsonl, line 1", "no field prompt"],
+        ),
+        (
+            "evaluate",
+            ["benchmark=open", "benchmark.reward=absent"],
+            ["benchmark.reward", "there is no", "the folder `reward`"],
+        ),
+        (
+            "evaluate",
+            ["benchmark=open", "benchmark.against=absent"],
+            ["model.path: absent could not be loaded"],
+        ),
+        (
+            "evaluate",
+            ["benchmark=open", "benchmark.against=bodinho"],
+            ["benchmark.against: bodinho stands twice"],
+        ),
+        (
+            "evaluate",
+            ["benchmark=open", "benchmark.max_new_tokens=2048"],
+            ["benchmark.max_new_tokens", "2048 tokens", "set it lower"],
+        ),
         ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),
     ],
 )
@@ -211,6 +237,69 @@ def test_evaluate_by_written_answers_shows_what_was_no_answer(
     assert "ECE" not in said
     answers = (only_run(tmp_path) / "benchmark/model.jsonl").read_text().splitlines()
     assert all({"written", "stopped"} <= json.loads(line).keys() for line in answers)
+
+
+@pytest.fixture(scope="module")
+def preference_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("preferences")
+    rows = PAIRS["train"]()[:20]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["stages=[reward,dpo]", "dpo.kl_prompts=0", "open.max_new_tokens=8", *QUICK[1:]]
+    for stage in ("reward", "dpo"):
+        words += [f"{stage}.steps=2", f"{stage}.data.path=pairs.jsonl"]
+        words.append(f"{stage}.data.validation_share=0.2")
+    done = door("train", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return only_run(folder), done.stdout
+
+
+def test_a_run_with_preferences_scores_open_answers(preference_run: tuple[Path, str]) -> None:
+    run, said = preference_run
+    for word in ("4 held-out prompts of dpo", "cautious, %", "dpo over base, by the reward score"):
+        assert word in said
+    record = json.loads((run / "record.json").read_text())
+    assert record["data"]["open"]["prompts"] == 4
+    assert "open" not in record["stages"]["reward"]  # which leaves the policy as it was
+    base, dpo = record["base"]["open"], record["stages"]["dpo"]["open"]
+    assert list(dpo["against"]) == ["base"]
+    assert set(dpo["against"]["base"]["win_rate"]) == {"gold", "reward"}
+    for name, result in (("base", base), ("dpo", dpo)):
+        rows = [json.loads(x) for x in (run / f"open/{name}.jsonl").read_text().splitlines()]
+        assert len(rows) == result["summary"]["prompts"] == 4
+        scores = [row["score"] for row in rows]
+        assert sum(scores) / 4 == pytest.approx(result["summary"]["score"])
+    with (run / "open/side_by_side.csv").open(newline="") as file:
+        assert next(iter(csv.DictReader(file))).keys() == {"prompt", "right", "base", "dpo"}
+    (table,) = run.rglob("wandb/offline-run-*/files/media/table/open/side_by_side*.table.json")
+    shown = json.loads(table.read_text())
+    assert shown["columns"] == ["prompt", "right", "base", "dpo"]
+    assert len(shown["data"]) == 4
+
+
+def test_evaluate_gives_the_open_answers_of_the_run(
+    preference_run: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, _ = preference_run
+    monkeypatch.chdir(tmp_path)
+    words = ["benchmark=open", f"model.path={run / 'dpo'}", f"benchmark.reward={run / 'reward'}"]
+    asked = [json.loads(line) for line in (run / "open/dpo.jsonl").read_text().splitlines()]
+    write = (tmp_path / "held.jsonl").write_text
+    rows = {row["prompt"]: row for row in PAIRS["train"]()}
+    write("".join(json.dumps(rows[row["prompt"]]) + "\n" for row in asked))
+    words += ["benchmark.path=held.jsonl", "benchmark.max_new_tokens=8", "trainer.threads=1"]
+    evaluate.job(config.compose("evaluate", words), words, False)
+    assert "dpo over bodinho, by the reward score" in capsys.readouterr().out
+    found = only_run(tmp_path)
+    for name, same in (("bodinho", "base"), ("dpo", "dpo")):
+        mine = [json.loads(x) for x in (found / f"open/{name}.jsonl").read_text().splitlines()]
+        runs = [json.loads(x) for x in (run / f"open/{same}.jsonl").read_text().splitlines()]
+        for one, two in zip(mine, runs, strict=True):
+            assert one["answer"] == two["answer"]
+            assert one["score"] == pytest.approx(two["score"], abs=1e-4)
+            assert one["margin"] == pytest.approx(two["margin"], abs=1e-4)
 
 
 def test_the_door_tells_a_mistake_in_the_data_in_one_line(tmp_path: Path) -> None:

@@ -67,6 +67,36 @@ def load_splits(
     """
     data = block.data
     kind, columns, render = _reader(stage, block, renderer)
+    train, held_out = read_rows(kind, columns, stage, block, seed, conditions)
+    kept = _render(sources.sample(train, data.rows, seed), render)
+    if not kept.trees:
+        why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
+        raise BadInput(
+            f"{stage}.data.path: no supervised token is left of {data.path} "
+            f"({why or 'all rows are empty'}); raise {stage}.max_length or mend the rows"
+        )
+    validation = _render(held_out, render) if held_out else None
+    if validation and validation.trees:
+        return kept, validation
+    if block.patience or block.keep_best:
+        raise BadInput(
+            f"{stage}.{'patience' if block.patience else 'keep_best'}: there are no validation "
+            f"rows to watch ({kept.ledger.rows} to train on in {data.path}); set "
+            f"{stage}.data.validation_path, or leave it out"
+        )
+    return kept, None
+
+
+def read_rows(
+    kind: sources.Kind,
+    columns: sources.Columns,
+    stage: Stage,
+    block: StageConfig,
+    seed: int,
+    conditions: Conditions,
+) -> tuple[Sequence[sources.Record], Sequence[sources.Record]]:
+    """Rows to train on and rows held out of them, as they came."""
+    data = block.data
 
     def read(path: str, split: str, key: str) -> Sequence[sources.Record]:
         revision = data.revision if path == data.path else None
@@ -85,23 +115,12 @@ def load_splits(
         chosen = set(random.Random(seed).sample(range(len(train)), count))
         held_out = sources.Picked(train, sorted(chosen))
         train = sources.Picked(train, [i for i in range(len(train)) if i not in chosen])
-    kept = _render(sources.sample(train, data.rows, seed), render)
-    if not kept.trees:
-        why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
-        raise BadInput(
-            f"{key}: no supervised token is left of {data.path} ({why or 'all rows are empty'}); "
-            f"raise {stage}.max_length or mend the rows"
-        )
-    validation = _render(held_out, render) if held_out else None
-    if validation and validation.trees:
-        return kept, validation
-    if block.patience or block.keep_best:
-        raise BadInput(
-            f"{stage}.{'patience' if block.patience else 'keep_best'}: there are no validation "
-            f"rows to watch ({kept.ledger.rows} to train on in {data.path}); set "
-            f"{stage}.data.validation_path, or leave it out"
-        )
-    return kept, None
+    return train, held_out
+
+
+def prompt_columns(column: str) -> sources.Columns:
+    """A prompt, and answers to it where they are."""
+    return sources.Columns((column,), ("chosen", "rejected"))
 
 
 Render = Callable[[str, Any], Rendered]
@@ -114,7 +133,6 @@ def _reader(
     column = block.data.column
     alone = sources.Columns((column,))
     pair = sources.Columns((column, "chosen", "rejected"))
-    prompt = sources.Columns((column,), ("chosen", "rejected"))
     match stage:
         case "cpt":
             return "text", alone, lambda where, row: renderer.text(parse_text(row, where, column))
@@ -125,7 +143,7 @@ def _reader(
         case "ppo":
             return (
                 "pair",
-                prompt,
+                prompt_columns(column),
                 lambda where, row: renderer.opening(parse_prompt(row, where, column)),
             )
         case "dpo" | "reward":

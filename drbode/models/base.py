@@ -13,6 +13,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from jaxtyping import Float, Int
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -22,10 +23,12 @@ import drbode.models.adapters  # noqa: F401 -- registers its methods, so that pe
 from drbode.config import BODINHO, BadInput, ModelConfig, QloraConfig, build
 from drbode.models.attention import NAMES, Layout
 from drbode.objectives.logps import token_logps
+from drbode.record import read_record
 
 # Families whose attention goes through transformers' interface and whose rule is plain causal.
 FAMILIES = ("qwen3", "llama", "gpt2")
 
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
 
 # Where modules keep a probability: nn.Dropout, and the attention of Llama and Qwen.
@@ -221,7 +224,7 @@ def bodinho_folder() -> Path:
 
 def adapter_base(folder: str) -> str | None:
     """The base model's path, if `folder` holds a peft adapter."""
-    described = Path(folder) / "adapter_config.json"
+    described = Path(folder) / ADAPTER_CONFIG
     if not described.is_file():
         return None
     try:
@@ -308,6 +311,68 @@ def _hold_in_one_format(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def base_of(model: ModelConfig) -> tuple[ModelConfig, int] | None:
+    """The model that `model` was tuned from, and the seed of its weights where they were drawn.
+
+    None where neither an adapter nor the record of a run tells.
+    """
+    if (path := adapter_base(model.path)) is not None:
+        return dataclasses.replace(model, path=path), 0
+    folder = Path(model.path).resolve()
+    run = read_record(folder.parent)
+    if run is None or folder.name not in run.get("stages", {}):
+        return None
+    before = run["config"]["model"]
+    same = {key: before[key] for key in ("path", "revision", "init")}
+    return dataclasses.replace(model, **same), run["config"]["seed"]
+
+
+@contextmanager
+def speaking_as(
+    policy: Policy, own: ModelConfig, other: ModelConfig, load: Callable[[], Policy]
+) -> Iterator[Policy]:
+    """The policy of `other` while the context lasts; `policy` is that of `own`.
+
+    On the same network where that can be: with the adapter switched off where `other` is the base
+    that it holds, with other tensors in it where `other` is an adapter of the same kind on the same
+    base. Else `load` puts it beside.
+    """
+    if other == own:
+        yield policy
+    elif policy.holds_base and adapter_base(own.path) == other.path:
+        with policy.network.disable_adapter():  # type: ignore[operator]
+            yield policy
+    elif (state := _same_adapter(policy, own.path, other)) is not None:
+        before = policy.state()
+        policy.load_state(state)
+        try:
+            yield policy
+        finally:
+            policy.load_state(before)
+    else:
+        yield load()
+
+
+def _same_adapter(policy: Policy, own: str, other: ModelConfig) -> dict[str, Tensor] | None:
+    """The tensors of an adapter that fits the policy's network; None where it does not fit."""
+    folders = (Path(own), Path(other.path))
+    if not all((folder / ADAPTER).is_file() for folder in folders):
+        return None
+    kinds = [_kind(folder) for folder in folders]
+    if kinds[0] != kinds[1] or policy.quantization != quantization_of(other):
+        return None
+    tensors = load_file(folders[1] / ADAPTER)
+    state = {name: tensors.get(name.replace(".default", "")) for name in policy.trainable()}
+    known = {name: tensor for name, tensor in state.items() if tensor is not None}
+    return known if len(known) == len(state) else None
+
+
+def _kind(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of it; peft writes its sets in any order."""
+    described = json.loads((folder / ADAPTER_CONFIG).read_text())
+    return {k: sorted(v) if isinstance(v, list) else v for k, v in described.items()}
 
 
 def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from drbode.config import BadInput
-from drbode.models.base import Policy
+from drbode.models.base import ADAPTER, ADAPTER_CONFIG, Policy
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX, SCORE = "base_model.model.", "score.weight"  # as transformers and peft name them
 
 

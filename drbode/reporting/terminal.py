@@ -1,7 +1,10 @@
 """What a run says in the terminal."""
 
+import csv
+import itertools
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -75,6 +78,77 @@ def show_table(table: AblationTable) -> None:
         console.print(piece)
     for note in table.notes:
         console.print(note, markup=False)
+
+
+OPEN_SHARES = {  # of a summary of open answers, under the names they are shown by
+    "cautious": "cautious, %",
+    "advises": "advises, %",
+    "overconfident": "overconf., %",
+    "keeps_content": "content, %",
+    "ends": "ends, %",
+    "repeats": "repeats, %",
+    "preferred": "prefers chosen, %",
+}
+
+
+def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Open answers by the rules, and how often each model's are better than an earlier one's."""
+    summaries = {name: result["summary"] for name, result in results.items()}
+    first = next(iter(summaries.values()))
+    shares = {k: v for k, v in OPEN_SHARES.items() if first[k] is not None}
+    means = {"words": "words", "gold": "gold", "score": "reward's score"}
+    means = {k: v for k, v in means.items() if first[k] is not None}
+    table = Table(
+        title=f"open answers to {first['prompts']} held-out prompts",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("after")
+    for number, label in enumerate(shares.values()):
+        table.add_column(label, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for label in means.values():
+        table.add_column(label, justify="right")
+    for name, summary in summaries.items():
+        cells = [share(summary["cautious"])]
+        cells += [f"{100 * summary[key]['share']:.1f}" for key in list(shares)[1:]]
+        cells += [f"{summary[key]:.{1 if key == 'words' else 2}f}" for key in means]
+        table.add_row(name, *cells)
+    console.print(table)
+    for name, result in results.items():
+        for other, pair in result["against"].items():
+            for by, rate in pair["win_rate"].items():
+                text = f"{name} over {other}, by the {by} score: {win_rate(rate)}"
+                console.print(text, markup=False)
+            if pair["implicit"] is not None:
+                text = f"{name} against {other} as its reference prefers the chosen answer of"
+                console.print(f"{text} {share(pair['implicit'])} % of pairs", markup=False)
+
+
+def share(counted: Mapping[str, Any]) -> str:
+    """A share in percent with its interval."""
+    low, high = counted["interval"]
+    return f"{100 * counted['share']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def win_rate(rate: Mapping[str, Any]) -> str:
+    """A win rate in percent with its interval, what it is made of, and the sign test's p-value."""
+    low, high = rate["interval"]
+    p = "<0.001" if rate["p_value"] < 0.001 else f"{rate['p_value']:.3f}"
+    return (
+        f"wins {100 * rate['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
+        f"({rate['wins']} won, {rate['ties']} tied, {rate['losses']} lost), p {p}"
+    )
+
+
+def show_side_by_side(table: Path, prompts: int = 3) -> None:
+    """The first prompts of a file of answers, each with the answers beside each other."""
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in itertools.islice(csv.DictReader(file), prompts):
+            console.print(Text(f"\n{row.pop('prompt')}", style="bold"))
+            right = row.pop("right")
+            if right:
+                console.print(Text(f"right: {right}", style="dim"))
+            console.print(columns(row))
 
 
 def columns(texts: Mapping[str, str]) -> Table:

@@ -1,8 +1,9 @@
 """Where metrics go: `metrics.csv` always, and a W&B run that is closed whatever happens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -33,3 +34,10 @@ def open_loggers(folder: Path, wandb_config: WandbConfig) -> Iterator[list[Logge
         yield loggers
     finally:
         experiment.finish()
+
+
+def log_table(loggers: Sequence[Logger], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same columns as a table of the W&B run, where there is one."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(name, columns=list(rows[0]), data=[list(r.values()) for r in rows])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig, Protocol
+from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig, MultipleChoice
 from drbode.data.prompts import Renderer
 from drbode.evaluation.multiple_choice import Answer, answer, compare, load_benchmark, summarise
 from drbode.evaluation.parser import first_letter, stated_letter
@@ -14,9 +14,9 @@ from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
-BODINHO = BenchmarkConfig("alternatives", "bodinho", None, "test", 40, 4096, 8)
+BODINHO = BenchmarkConfig("alternatives", "bodinho", None, "test", 40, 4096, 8, "auto", None)
 LABORATORY = LaboratoryConfig("default")
-PROTOCOLS = get_args(Protocol)
+PROTOCOLS = get_args(MultipleChoice)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,6 @@ def test_parts_are_origins_and_their_exams_where_there_is_more_than_one(parts: A
 def test_a_double_question_is_refused(tmp_path: Any) -> None:
     line = '{"enunciado": "q", "alternativas": {"A": "x", "B": "y"}, "resposta": "A"}\n'
     (tmp_path / "q.jsonl").write_text(line * 2)
-    config = BenchmarkConfig("alternatives", str(tmp_path / "q.jsonl"), None, "test", None, 64, 8)
+    config = replace(BODINHO, path=str(tmp_path / "q.jsonl"), questions=None)
     with pytest.raises(BadInput, match=r"line 2: is the same question as .*line 1"):
         load_benchmark(config, LABORATORY)

@@ -10,6 +10,7 @@ from drbode.evaluation.statistics import (
     mcnemar_exact,
     paired,
     wilson,
+    win_rate,
 )
 
 
@@ -44,6 +45,30 @@ def test_paired_by_hand() -> None:
     # p12 = 9/102, p21 = 3/102: 6/102 +- 1.96 sqrt((12/102 - (6/102)^2) / 102)
     assert found.interval == pytest.approx((-0.00674, 0.12439), abs=2e-5)
     assert found.p_value == pytest.approx(0.109375)
+
+
+def test_a_win_rate_by_hand() -> None:
+    """10 won, 90 tied: 11/102 and 1/102, so 10/102 +- 1.96 sqrt((12/102 - (10/102)^2) / 102)."""
+    found = win_rate([1.0] * 100, [0.0] * 10 + [1.0] * 90)
+    assert (found.wins, found.ties, found.losses, found.rate) == (10, 90, 0, 0.55)
+    assert found.interval == pytest.approx((0.517126, 0.580913), abs=2e-6)
+    assert found.p_value == pytest.approx(stats.binomtest(10, 10).pvalue)
+    back = win_rate([0.0] * 10 + [1.0] * 90, [1.0] * 100)
+    assert back.rate == pytest.approx(1 - found.rate)
+    assert back.interval == pytest.approx((1 - found.interval.high, 1 - found.interval.low))
+
+
+def test_a_win_rate_without_ties_is_about_a_proportion_and_has_a_width_at_its_ends() -> None:
+    won = win_rate([1.0] * 60 + [0.0] * 40, [0.5] * 100)
+    assert won.rate == 0.6
+    theirs = proportion.proportion_confint(60, 100, method="wilson")
+    assert won.interval == pytest.approx(theirs, abs=0.01)
+    always = win_rate([1.0] * 50, [0.0] * 50)
+    assert always.interval.high == 1 > always.interval.low > 0.9
+    tied = win_rate([1.0] * 50, [1.0] * 50)
+    assert tied.interval.low < tied.rate == 0.5 < tied.interval.high
+    with pytest.raises(ValueError, match="cannot be paired"):
+        win_rate([1.0], [])
 
 
 def test_the_chapters_last_step_is_one_question_and_nothing_more() -> None:

@@ -1,0 +1,370 @@
+"""Open answers to held-out prompts (T19): scored by rules, by a reward model, and side by side."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drbode import record
+from drbode.config import BODINHO, BadInput, BenchmarkConfig, TrainConfig
+from drbode.data import sources
+from drbode.data.answers import gold_score, keeps_content, measures
+from drbode.data.bodinho import Conditions
+from drbode.data.prompts import Renderer
+from drbode.data.rows import Pair, Prompt, parse_pair, parse_prompt
+from drbode.data.steps import prompt_columns, read_rows
+from drbode.data.trees import Completion, Tree, Trees, pack, within
+from drbode.evaluation.statistics import paired, wilson, win_rate
+from drbode.models.base import Policy
+from drbode.models.generation import generate
+from drbode.models.heads import RewardModel
+from drbode.models.machine import Machine
+
+SIDE_BY_SIDE = "side_by_side.csv"
+RULES = ("cautious", "advises", "overconfident", "ends", "repeats")  # of data/answers.py, 0 or 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and the preference that its row states, if it does."""
+
+    prompt: Prompt
+    pair: Pair | None
+
+
+@dataclass(frozen=True)
+class OpenPrompts:
+    """Prompts, each asked once, and the digest of the records they came from."""
+
+    asked: list[Asked]
+    digest: str
+    left_out: int = 0  # too long to be answered
+
+
+@dataclass(frozen=True)
+class OpenAnswer:
+    """What a model wrote, and what it makes of the row's own pair of answers.
+
+    `margin` is the logp of the chosen answer less that of the rejected one (nats, summed over
+    tokens), of the model alone, without a reference; None where there is no pair.
+    """
+
+    asked: Asked
+    written: str
+    stopped: bool  # it ended its turn before the limit
+    margin: float | None
+    score: float | None = None  # of a reward model, in no unit
+
+    @property
+    def preferred(self) -> bool | None:
+        """Whether the chosen answer is the more probable one."""
+        return None if self.margin is None else self.margin > 0
+
+    @property
+    def gold(self) -> float:
+        return gold_score(self.written, self.asked.prompt.right)
+
+    @property
+    def keeps_content(self) -> bool | None:
+        """None where no right answer is known."""
+        right = self.asked.prompt.right
+        return None if right is None else keeps_content(self.written, right)
+
+    def as_row(self) -> dict[str, Any]:
+        """The answer as a line of JSON."""
+        prompt = self.asked.prompt
+        return {
+            "where": prompt.where,
+            "prompt": prompt_text(prompt),
+            "right": prompt.right,
+            "answer": self.written,
+            "stopped": self.stopped,
+            "gold": self.gold,
+            **measures(self.written),
+            "keeps_content": self.keeps_content,
+            "margin": self.margin,
+            "score": self.score,
+        }
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What the user said last, after the turns before it by their roles."""
+    *before, last = prompt.messages
+    return "\n".join([*(f"{m.role}: {m.content}" for m in before), last.content])
+
+
+def load_prompts(config: BenchmarkConfig, conditions: Conditions = "default") -> OpenPrompts:
+    """The prompts of a source of preferences or of prompts alone, in the columns of pairs."""
+    key = "benchmark.path"
+    records = sources.read(
+        "pair",
+        config.path,
+        config.split,
+        config.revision,
+        key,
+        conditions,
+        prompt_columns("prompt"),
+    )
+    return _prompts(records, "prompt", config.questions)
+
+
+def held_out_prompts(asked: TrainConfig, renderer: Renderer) -> OpenPrompts | None:
+    """What a run asks its policy: prompts that none of its stages has trained on.
+
+    Of bodinho the test split, else the validation rows of the first stage of preferences, but for
+    those too long to be answered. None where no stage is one, or nothing is held out.
+    """
+    stage, conditions = asked.preferring, asked.data.conditions
+    if stage is None or not asked.open.prompts:
+        return None
+    block = asked.stage(stage)
+    if block.data.path == BODINHO:
+        rows = sources.read("pair", BODINHO, "test", None, "benchmark.path", conditions)
+    else:
+        columns = prompt_columns(block.data.column)
+        _, rows = read_rows("pair", columns, stage, block, asked.seed, conditions)
+    room = renderer.max_length - asked.open.max_new_tokens
+    found = _prompts(
+        rows,
+        block.data.column,
+        asked.open.prompts,
+        lambda prompt: len(renderer.prompt(prompt.messages)) <= room,
+    )
+    return found if found.asked else None
+
+
+def _prompts(
+    records: Sequence[sources.Record],
+    column: str,
+    count: int | None,
+    fits: Callable[[Prompt], bool] = lambda _: True,
+) -> OpenPrompts:
+    """A sample of the prompts that fit; one that stands in several rows is its first row's."""
+    found: dict[Any, Asked] = {}
+    for where, row in records:
+        prompt = parse_prompt(row, where, column)
+        stated = row.get("chosen") is not None and row.get("rejected") is not None
+        pair = parse_pair(row, where, column) if stated else None
+        found.setdefault(prompt.messages, Asked(prompt, pair))
+    fitting = [asked for asked in found.values() if fits(asked.prompt)]
+    chosen = list(sources.sample(fitting, count, seed=0))
+    return OpenPrompts(chosen, sources.digest(records), len(found) - len(fitting))
+
+
+@dataclass
+class Interview:
+    """The same prompts put to one model after the other; what each answered, by its name."""
+
+    prompts: OpenPrompts
+    machine: Machine
+    max_new_tokens: int
+    max_tokens: int  # a batch
+    answers: dict[str, list[OpenAnswer]] = field(default_factory=dict)
+
+    def ask(self, name: str, policy: Policy) -> None:
+        self.answers[name] = answer(
+            policy,
+            self.prompts,
+            self.machine,
+            max_new_tokens=self.max_new_tokens,
+            max_tokens=self.max_tokens,
+        )
+
+    def score(self, reward: RewardModel, policy: Policy) -> None:
+        """Lets a reward model score all answers so far; `policy` is the network it runs on."""
+        for name, own in self.answers.items():
+            self.answers[name] = scored(own, reward, policy, self.machine, self.max_tokens)
+
+    def write(self, folder: Path) -> None:
+        """Every answer with what was seen in it, a file a model, and all side by side."""
+        for name, own in self.answers.items():
+            record.write_jsonl(folder / f"{name}.jsonl", [one.as_row() for one in own])
+        record.write_csv(folder / SIDE_BY_SIDE, side_by_side(self.answers))
+
+
+def answer(
+    policy: Policy,
+    prompts: OpenPrompts,
+    machine: Machine,
+    *,
+    max_new_tokens: int,
+    max_tokens: int,
+) -> list[OpenAnswer]:
+    """The most probable token each time; how many prompts go into a batch changes no answer.
+
+    Raises BadInput for a prompt that leaves no room for `max_new_tokens`.
+    """
+    renderer = Renderer(policy.tokenizer, policy.context)
+    rendered = []
+    for asked in prompts.asked:
+        rendered.append(renderer.prompt(asked.prompt.messages))
+        if len(rendered[-1]) + max_new_tokens > policy.context:
+            raise BadInput(
+                f"{asked.prompt.where}: prompt: {len(rendered[-1])} tokens are too long for the "
+                f"model's {policy.context}, of which the answer may take {max_new_tokens}; leave "
+                "the row out, or lower benchmark.max_new_tokens"
+            )
+    with machine.autocast():
+        written = generate(
+            policy,
+            rendered,
+            end=renderer.turn_end[1],
+            max_new_tokens=max_new_tokens,
+            max_tokens=max_tokens,
+        )
+    margins = _margins(policy, renderer, prompts.asked, machine, max_tokens)
+    answers = []
+    for asked, own, margin in zip(prompts.asked, written, margins, strict=True):
+        ids = own.ids[:-1] if own.ended else own.ids
+        text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+        answers.append(OpenAnswer(asked, text, own.ended, margin))
+    return answers
+
+
+def _margins(
+    policy: Policy,
+    renderer: Renderer,
+    asked: Sequence[Asked],
+    machine: Machine,
+    max_tokens: int,
+) -> list[float | None]:
+    """None also for a pair whose answers are the same as far as the model's context goes."""
+    rendered = [[] if a.pair is None else renderer.pair(a.pair).trees for a in asked]
+
+    def logps(batch: Trees) -> Tensor:
+        return batch.sums(policy.logps(**batch.inputs()).double())
+
+    trees = [tree for own in rendered for tree in own]
+    found = iter(_each(policy, trees, logps, machine, max_tokens))
+    return [next(found) - next(found) if own else None for own in rendered]
+
+
+def scored(
+    answers: Sequence[OpenAnswer],
+    reward: RewardModel,
+    policy: Policy,
+    machine: Machine,
+    max_tokens: int,
+) -> list[OpenAnswer]:
+    """The same answers with the reward model's score; `policy` is the network it runs on.
+
+    Whoever wrote it, an answer is scored as text that ends its turn, for that is where the model
+    has learned to give a score.
+    """
+    renderer = Renderer(policy.tokenizer, policy.context)
+    trees = []
+    for one in answers:
+        ids = renderer.tokenizer(one.written, add_special_tokens=False)["input_ids"]
+        ids = [*ids, renderer.turn_end[1]]
+        prompt = renderer.prompt(one.asked.prompt.messages)
+        trees.append(Tree(prompt, [Completion(ids, [True] * len(ids))]))
+
+    def scores(batch: Trees) -> Tensor:
+        return reward.scores(policy, batch.ends(), **batch.sequence())
+
+    found = _each(policy, trees, scores, machine, max_tokens)
+    return [replace(one, score=score) for one, score in zip(answers, found, strict=True)]
+
+
+def _each(
+    policy: Policy,
+    trees: Iterable[Tree],
+    compute: Callable[[Trees], Tensor],
+    machine: Machine,
+    max_tokens: int,
+) -> list[float]:
+    """What `compute` makes of each completion, in evaluation mode and without gradient."""
+    training = policy.network.training
+    policy.network.eval()
+    found: list[float] = []
+    with torch.no_grad(), machine.autocast():
+        for group in within(trees, max_tokens):
+            found += compute(pack(group).to(policy.device)).tolist()
+    policy.network.train(training)
+    return found
+
+
+def summarise(answers: Sequence[OpenAnswer]) -> dict[str, Any]:
+    """Shares of the answers by each rule, with Wilson's interval, and mean length and scores.
+
+    What is not known of any answer (its content, a preference, a reward model's score) is None.
+    """
+    seen = [measures(a.written) for a in answers]
+    scores = [a.score for a in answers if a.score is not None]
+    return {
+        "prompts": len(answers),
+        **{rule: _share([bool(row[rule]) for row in seen]) for rule in RULES},
+        "stopped": _share([a.stopped for a in answers]),
+        "keeps_content": _share([a.keeps_content for a in answers]),
+        "preferred": _share([a.preferred for a in answers]),
+        "words": _mean([row["words"] for row in seen]),
+        "gold": _mean([a.gold for a in answers]),
+        "score": _mean(scores) if scores else None,
+    }
+
+
+def _share(flags: Sequence[bool | None]) -> dict[str, Any] | None:
+    known = [flag for flag in flags if flag is not None]
+    if not known:
+        return None
+    count = sum(known)
+    return {
+        "share": count / len(known),
+        "count": count,
+        "of": len(known),
+        "interval": list(wilson(count, len(known))),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def compare(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> dict[str, Any]:
+    """Two models' answers to the same prompts: caution, and how often the second's is better.
+
+    Better by the gold score, and by the reward model's where both were scored. `implicit` is the
+    share of pairs whose margin is higher under the second: what its implicit reward prefers, with
+    the first as its reference.
+    """
+    cautious = [[bool(measures(a.written)["cautious"]) for a in own] for own in (before, after)]
+    rates = {"gold": win_rate([a.gold for a in after], [a.gold for a in before])}
+    scores = [[a.score for a in own if a.score is not None] for own in (after, before)]
+    if len(scores[0]) == len(scores[1]) == len(after):
+        rates["reward"] = win_rate(*scores)
+    rises = [
+        None if one.margin is None or two.margin is None else two.margin > one.margin
+        for one, two in zip(before, after, strict=True)
+    ]
+    return {
+        "cautious": paired(*cautious)._asdict(),
+        "win_rate": {by: rate._asdict() for by, rate in rates.items()},
+        "implicit": _share(rises),
+    }
+
+
+def progression(answers: Mapping[str, Sequence[OpenAnswer]]) -> dict[str, dict[str, Any]]:
+    """Of each model its summary, and how it compares to each of those before it."""
+    names = list(answers)
+    return {
+        name: {
+            "summary": summarise(answers[name]),
+            "against": {other: compare(answers[other], answers[name]) for other in names[:number]},
+        }
+        for number, name in enumerate(names)
+    }
+
+
+def side_by_side(answers: Mapping[str, Sequence[OpenAnswer]]) -> list[dict[str, Any]]:
+    """A row a prompt: what is right, where that is known, and what each model wrote."""
+    return [
+        {
+            "prompt": prompt_text(own[0].asked.prompt),
+            "right": own[0].asked.prompt.right,
+            **{name: one.written for name, one in zip(answers, own, strict=True)},
+        }
+        for own in zip(*answers.values(), strict=True)
+    ]

@@ -1,0 +1,264 @@
+"""Open answers: counted by hand, against plain transformers, and asked of the right rows."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from drbode import config
+from drbode.config import BadInput
+from drbode.data.bodinho import PAIRS
+from drbode.data.prompts import Renderer
+from drbode.data.rows import Message, Pair, Prompt
+from drbode.data.steps import prompt_columns, read_rows
+from drbode.evaluation.open_answers import (
+    Asked,
+    Interview,
+    OpenAnswer,
+    OpenPrompts,
+    answer,
+    compare,
+    held_out_prompts,
+    load_prompts,
+    progression,
+    prompt_text,
+    scored,
+    side_by_side,
+    summarise,
+)
+from drbode.models.base import Policy, bodinho_folder
+from drbode.models.heads import RewardModel
+from drbode.models.machine import Machine
+from tests.conftest import asked
+
+CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
+CAUTIOUS = "x. Procure um profissional de saúde."
+CURT = "x."
+SURE = "x. Tenho certeza absoluta."
+
+
+def open_benchmark(*words: str) -> config.BenchmarkConfig:
+    tree = config.compose("evaluate", ["benchmark=open", *words])
+    return config.build(config.EvaluateConfig, tree).benchmark
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = Qwen3Config.from_pretrained(bodinho_folder(), num_hidden_layers=1)
+    return Policy(Qwen3ForCausalLM(shape), AutoTokenizer.from_pretrained(bodinho_folder()))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> OpenPrompts:
+    return load_prompts(open_benchmark("benchmark.questions=6"))
+
+
+def by(policy: Policy, prompts: OpenPrompts, max_tokens: int = 4096) -> list[OpenAnswer]:
+    return answer(policy, prompts, CPU, max_new_tokens=5, max_tokens=max_tokens)
+
+
+def said(*texts: str, margins: list[float | None] | None = None) -> list[OpenAnswer]:
+    asked = Asked(Prompt((Message("user", "?"),), "x. Ouça a sua médica.", "here"), None)
+    each = margins or [None] * len(texts)
+    return [OpenAnswer(asked, t, True, m) for t, m in zip(texts, each, strict=True)]
+
+
+def test_the_summary_by_hand() -> None:
+    answers = said(CAUTIOUS, "y", SURE, CURT, margins=[1.0, -1.0, 0.0, None])
+    found = summarise(answers)
+    assert found["cautious"] == {
+        "share": 0.25,
+        "count": 1,
+        "of": 4,
+        "interval": pytest.approx((0.0456, 0.6994), abs=1e-4),
+    }
+    assert found["overconfident"]["count"] == 1
+    assert found["ends"]["count"] == 3
+    assert found["repeats"]["count"] == 0
+    assert found["keeps_content"]["count"] == 3  # the right first sentence is 'x'
+    assert (found["preferred"]["count"], found["preferred"]["of"]) == (1, 3)  # a tie is no hit
+    assert found["words"] == (6 + 1 + 4 + 1) / 4
+    assert found["gold"] == pytest.approx((1 + (-0.5 - 1) - 1 + 0) / 4)
+    assert found["score"] is None
+
+
+def test_the_comparison_by_hand() -> None:
+    before = said(CURT, CURT, CURT, CAUTIOUS, margins=[0.0, 5.0, None, 1.0])
+    after = said(CAUTIOUS, CAUTIOUS, CURT, SURE, margins=[1.0, 4.0, 1.0, 2.0])
+    found = compare(before, after)
+    assert (found["cautious"]["gained"], found["cautious"]["lost"]) == (2, 1)
+    rate = found["win_rate"]["gold"]
+    assert (rate["wins"], rate["ties"], rate["losses"], rate["rate"]) == (2, 1, 1, 0.625)
+    assert (found["implicit"]["count"], found["implicit"]["of"]) == (2, 3)
+    assert set(found["win_rate"]) == {"gold"}
+    scored = [
+        [OpenAnswer(a.asked, a.written, True, None, s) for a, s in zip(own, scores, strict=True)]
+        for own, scores in ((before, [1.0, 1.0, 1.0, 1.0]), (after, [2.0, 0.0, 2.0, 2.0]))
+    ]
+    assert compare(*scored)["win_rate"]["reward"]["wins"] == 3
+    assert compare(scored[0], after)["win_rate"].keys() == {"gold"}
+
+
+def test_a_progression_compares_each_with_all_before_it() -> None:
+    found = progression({"base": said(CURT), "sft": said(CURT), "dpo": said(CAUTIOUS)})
+    assert [list(result["against"]) for result in found.values()] == [[], ["base"], ["base", "sft"]]
+    assert found["dpo"]["against"]["sft"]["win_rate"]["gold"]["rate"] == 1
+    assert found["sft"]["against"]["base"]["win_rate"]["gold"]["rate"] == 0.5
+
+
+def test_an_answer_is_what_plain_transformers_writes(policy: Policy, prompts: OpenPrompts) -> None:
+    renderer = Renderer(policy.tokenizer, policy.context)
+    for one in by(policy, prompts)[:3]:
+        ids = renderer.prompt(one.asked.prompt.messages)
+        with policy.generating() as network, torch.no_grad():
+            options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
+            new = network.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
+        end = renderer.turn_end[1]
+        kept = new[: new.index(end)] if end in new else new
+        assert one.written == policy.tokenizer.decode(kept, skip_special_tokens=True)
+        assert one.stopped == (end in new)
+
+
+def test_a_margin_is_the_difference_of_summed_logps(policy: Policy, prompts: OpenPrompts) -> None:
+    renderer = Renderer(policy.tokenizer, policy.context)
+    one = by(policy, prompts)[0]
+    assert one.asked.pair is not None
+    (tree,) = renderer.pair(one.asked.pair).trees
+    logps = []
+    with policy.generating() as network, torch.no_grad():
+        for completion in tree.completions:
+            ids = torch.tensor([tree.prompt + completion.ids])
+            table = network(ids).logits[0, :-1].log_softmax(-1)
+            own = table.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
+            logps.append(float(own.sum()))
+    assert one.margin == pytest.approx(logps[0] - logps[1], abs=1e-4)
+
+
+def test_a_score_is_read_at_the_end_of_the_answers_turn(
+    policy: Policy, prompts: OpenPrompts
+) -> None:
+    renderer = Renderer(policy.tokenizer, policy.context)
+    head = torch.randn(policy.model.config.hidden_size, generator=torch.manual_seed(1))
+    answers = by(policy, prompts)
+    assert all(one.score is None for one in answers)
+    found = scored(answers, RewardModel({}, head), policy, CPU, 60)
+    assert [one.written for one in found] == [one.written for one in answers]
+    for one in found[:3]:
+        ids = renderer.prompt(one.asked.prompt.messages)
+        ids += policy.tokenizer(one.written, add_special_tokens=False)["input_ids"]
+        ids.append(renderer.turn_end[1])
+        with policy.generating() as network, torch.no_grad():
+            hidden = network.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
+        assert one.score == pytest.approx(float(hidden @ head), abs=1e-4)
+
+
+def test_batches_change_no_answer_and_the_mode_is_kept(
+    policy: Policy, prompts: OpenPrompts
+) -> None:
+    policy.network.train()
+    alone, together = by(policy, prompts, 1), by(policy, prompts, 10_000)
+    assert policy.network.training
+    assert [a.written for a in alone] == [a.written for a in together]
+    for one, two in zip(alone, together, strict=True):
+        assert one.margin == pytest.approx(two.margin, abs=1e-4)
+
+
+def test_what_an_interview_leaves(policy: Policy, prompts: OpenPrompts, tmp_path: Path) -> None:
+    interview = Interview(prompts, CPU, max_new_tokens=3, max_tokens=100)
+    interview.ask("one", policy)
+    interview.ask("two", policy)
+    interview.score(RewardModel({}, torch.ones(policy.model.config.hidden_size)), policy)
+    interview.write(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [a.written for a in interview.answers["two"]]
+    assert all(isinstance(row["score"], float) for row in rows)
+    with (tmp_path / "side_by_side.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["prompt", "right", "one", "two"]
+    assert table == [
+        {k: v or "" for k, v in row.items()} for row in side_by_side(interview.answers)
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(prompt: Any, chosen: str = "a", rejected: str = "b") -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def test_prompts_come_from_pairs_or_prompts_alone_and_are_asked_once(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [pair("p"), pair("p", "c"), {"prompt": "q"}, {"prompt": turns}]
+    found = load_prompts(open_benchmark(f"benchmark.path={write(tmp_path / 'x.jsonl', rows)}"))
+    assert [prompt_text(a.prompt) for a in found.asked] == ["p", "q", "system: s\nu"]
+    where = f"{tmp_path / 'x.jsonl'}, line 1"
+    assert found.asked[0].pair == Pair((Message("user", "p"),), "a", "b", where)
+    assert found.asked[1].pair is found.asked[1].prompt.right is None
+
+
+def test_bodinhos_prompts_are_those_of_the_split() -> None:
+    found = load_prompts(open_benchmark("benchmark.split=validation"))
+    held = {row["prompt"] for row in PAIRS["validation"]()}
+    assert {prompt_text(a.prompt) for a in found.asked} == held
+    with pytest.raises(BadInput, match="bodinho has no split general there"):
+        load_prompts(open_benchmark("benchmark.split=general"))
+
+
+def test_a_prompt_without_room_for_its_answer_is_refused_by_its_line(
+    policy: Policy, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{"prompt": "p"}, {"prompt": "dengue " * 2100}])
+    prompts = load_prompts(open_benchmark(f"benchmark.path={path}"))
+    with pytest.raises(BadInput, match=r"x.jsonl, line 2: prompt: \d+ tokens are too long"):
+        by(policy, prompts)
+
+
+@pytest.mark.parametrize("stages", ["stages=dpo", "stages=[sft,ppo]"])
+def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Path) -> None:
+    renderer = Renderer(policy.tokenizer, policy.context)
+    words = (stages, "ppo.reward=here") if "ppo" in stages else (stages,)
+    own = held_out_prompts(asked(*words, "open.prompts=20"), renderer)
+    assert own is not None
+    test = {row["prompt"] for row in PAIRS["test"]()}
+    assert len(own.asked) == 20
+    assert {prompt_text(a.prompt) for a in own.asked} <= test
+
+    stage: Any = "ppo" if "ppo" in stages else "dpo"
+    rows = [pair(f"p{n}") for n in range(10)] + [pair("dengue " * 2100 + str(n)) for n in range(10)]
+    path = write(tmp_path / "x.jsonl", rows)
+    words = (*words, f"{stage}.data.path={path}", f"{stage}.data.validation_share=0.5")
+    run = asked(*words)
+    found = held_out_prompts(run, renderer)
+    assert found is not None
+    trained, held = read_rows(
+        "pair", prompt_columns("prompt"), stage, run.stage(stage), run.seed, "default"
+    )
+    asked_of = {prompt_text(a.prompt) for a in found.asked}
+    assert asked_of <= {row["prompt"] for _, row in held}
+    assert not asked_of & {row["prompt"] for _, row in trained}
+    assert len(asked_of) + found.left_out == len(held)
+    assert found.left_out == sum(len(row["prompt"]) > 9 for _, row in held) > 0
+
+
+def test_a_run_without_preferences_or_rows_held_out_asks_nothing(
+    policy: Policy, tmp_path: Path
+) -> None:
+    renderer = Renderer(policy.tokenizer, policy.context)
+    path = write(tmp_path / "x.jsonl", [pair("p"), pair("q")])
+    unheld = (f"dpo.data.path={path}", "dpo.data.validation_share=0")
+    for words in (
+        ("stages=[sft,reward]",),
+        ("stages=dpo", "open.prompts=0"),
+        ("stages=dpo", *unheld),
+    ):
+        assert held_out_prompts(asked(*words), renderer) is None
