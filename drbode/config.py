@@ -260,6 +260,14 @@ class OpenConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What the stages of a run may take together, so that variants compare at equal cost."""
+
+    tokens: Count | None
+    steps: Count | None
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     accelerator: Auto | Literal["cpu", "cuda"]
     precision: Auto | Literal["32-true", "bf16-mixed"]
@@ -295,6 +303,7 @@ class TrainConfig:
 
     stages: list[Stage]
     seed: CountOrZero
+    budget: BudgetConfig
     output_dir: str
     force: bool
     reuse_stages: bool
@@ -364,6 +373,7 @@ class TrainConfig:
                 "data.conditions: neither the stages' data nor the benchmark is bodinho, got "
                 f"{self.data.conditions}; leave it out"
             )
+        problems += self._budget_problems()
         for stage in self.stages:
             block = self.stage(stage)
             if block.steps is not None and block.tokens is not None:
@@ -389,6 +399,26 @@ class TrainConfig:
         problems += _pinned_in_vain("model", self.model.path, self.model.revision)
         if problems:
             raise BadInput(_sentence(problems))
+
+    def _budget_problems(self) -> Iterator[str]:
+        budget = {n: v for n, v in dataclasses.asdict(self.budget).items() if v is not None}
+        if len(budget) > 1:
+            yield "budget.tokens: budget.steps is set too; a run is held to one of them"
+        for name, total in budget.items():
+            if total < len(self.stages):
+                yield (
+                    f"budget.{name}: expected one or more for each of {len(self.stages)} stages, "
+                    f"got {total}"
+                )
+            if name == "tokens" and "ppo" in self.stages:
+                yield (
+                    "budget.tokens: ppo writes its own tokens, which cannot be counted beforehand; "
+                    "use budget.steps"
+                )
+            for stage in self.stages:
+                for own in ("steps", "tokens"):
+                    if getattr(self.stage(stage), own) is not None:
+                        yield f"{stage}.{own}: budget.{name} says how long stages are; leave it out"
 
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
@@ -435,17 +465,31 @@ class TrainConfig:
         return self.model.learning_rates.get(self.method, {}).get(stage)
 
     def resolved(self) -> "TrainConfig":
-        """The same config with every `auto` that depends on no machine replaced by its value."""
+        """The same config with every `auto` that depends on no machine replaced by its value.
+
+        A budget is handed out to the stages.
+        """
         changes: dict[str, Any] = {}
         for stage in self.stages:
             block = self.stage(stage)
             if block.learning_rate == "auto":
                 rate = self._auto_rate(stage)
                 assert rate is not None, "checked in __post_init__"
-                changes[stage] = dataclasses.replace(block, learning_rate=rate)
+                block = dataclasses.replace(block, learning_rate=rate)
+            changes[stage] = dataclasses.replace(block, **self._share(stage))
+        changes["budget"] = BudgetConfig(None, None)
         if self.lora.alpha == "auto":
             changes["lora"] = dataclasses.replace(self.lora, alpha=2.0 * self.lora.r)
         return dataclasses.replace(self, **changes)
+
+    def _share(self, stage: Stage) -> dict[str, Any]:
+        """A stage's part of the budget: all get as much, the first ones what does not divide."""
+        shares: dict[str, Any] = {}
+        for name, total in dataclasses.asdict(self.budget).items():
+            if total is not None:
+                even, left = divmod(total, len(self.stages))
+                shares[name] = even + (self.stages.index(stage) < left)
+        return shares
 
     def blocks_read(self) -> set[str]:
         """Names of the optional blocks that this method and these stages read."""
@@ -597,8 +641,11 @@ def _pinned_in_vain(block: str, path: str, revision: str | None) -> list[str]:
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out where results are written and shown; adds what the local files named hold."""
-    for name in ("output_dir", "force", "reuse_stages", "wandb"):
+    """Leaves out where results are written and shown, and a budget that stands in the stages.
+
+    Adds what the local files named hold.
+    """
+    for name in ("output_dir", "force", "reuse_stages", "budget", "wandb"):
         tree.pop(name, None)
     del tree["model"]["learning_rates"]
     del tree["trainer"]["progress"]

@@ -122,6 +122,10 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["sft.schedule=cosin"], ["sft.schedule", "did you mean cosine?"]),
         (["sft.steps=5", "sft.tokens=5"], ["sft.tokens", "sft.steps is set too"]),
         (["sft.betas=[0.9]"], ["sft.betas", "two numbers"]),
+        (["budget.steps=9", "budget.tokens=9"], ["budget.tokens", "budget.steps is set too"]),
+        (["budget.steps=1", "stages=[cpt,sft]"], ["budget.steps", "each of 2 stages", "got 1"]),
+        (["budget.steps=9", "sft.tokens=5"], ["sft.tokens", "budget.steps says how long"]),
+        (["budget.tokens=99", "stages=[sft,reward,ppo]"], ["budget.tokens", "ppo", "steps"]),
         (["model.learning_rates.lora.sft=-1"], ["model.learning_rates.lora.sft", "above 0"]),
         (["~model.learning_rates.lora.sft"], ["sft.learning_rate", "finds no value"]),
         (["+lora.rang=3"], ["lora.rang", "no such key"]),
@@ -146,6 +150,16 @@ def test_all_mistakes_are_told_at_once() -> None:
         load("lora.r=0", "sft.epochs=-1")
     assert "lora.r" in str(caught.value)
     assert "sft.epochs" in str(caught.value)
+
+
+def test_a_budget_is_shared_out_to_the_stages_and_is_the_same_run() -> None:
+    resolved = load("stages=[cpt,sft]", "budget.steps=11").resolved()
+    assert (resolved.cpt.steps, resolved.sft.steps) == (6, 5)
+    assert resolved.resolved() == resolved
+    tokens = load("stages=[cpt,sft]", "budget.tokens=1000")
+    assert tokens.resolved().sft.tokens == 500
+    said = load("stages=[cpt,sft]", "cpt.tokens=500", "sft.tokens=500")
+    assert tokens.run_name() == said.run_name() != load("stages=[cpt,sft]").run_name()
 
 
 def test_an_unread_override_is_without_effect_in_a_multirun() -> None:

@@ -391,6 +391,8 @@ def _notes(rows: Sequence[Row], baseline: Row, name: str) -> Iterator[str]:
         f"Seeds {', '.join(map(str, seeds)) or 'none'}; questions "
         f"{', '.join(map(str, questions)) or 'none'}. [95 % t interval over seeds]."
     )
+    if len(rows) > 1 and (equal := _equal_cost(rows)):
+        yield equal
     values = baseline.of(name)
     if len(values) < 2:
         yield (
@@ -410,6 +412,22 @@ def _notes(rows: Sequence[Row], baseline: Row, name: str) -> Iterator[str]:
                 f"{BEST}: the best group, which no test tells from the best mean (Holm over all "
                 "pairs). Nothing else is ranked."
             )
+
+
+def _equal_cost(rows: Sequence[Row]) -> str | None:
+    """What every run was held to, if all of them were held to as much of the same."""
+    found = {_length(run) for row in rows for run in row.runs if run.config is not None}
+    return None if len(found) != 1 else found.pop()
+
+
+def _length(run: RunRecord) -> str | None:
+    assert run.config is not None
+    stages = [run.config[stage] for stage in run.config["stages"]]
+    for unit, words in (("steps", "optimizer steps"), ("tokens", "training tokens")):
+        own = [stage[unit] for stage in stages]
+        if None not in own:
+            return f"Equal cost: every run took {sum(own):,} {words}."
+    return None
 
 
 def _power(rest: Sequence[Row], baseline: Row, name: str) -> str:

@@ -161,6 +161,17 @@ def test_the_notes_say_what_the_table_could_see(study: Path) -> None:
     assert 1 < float(found[1]) < 6
 
 
+def test_a_comparison_at_equal_cost_says_so(tmp_path: Path) -> None:
+    for number, steps in enumerate((40, 40, 50)):
+        data = record([f"lora.r={number + 1}", "seed=0"], 0.5)
+        data["config"]["stages"] = ["sft", "dpo"]
+        data["config"]["sft"]["steps"] = steps
+        data["config"]["dpo"] = data["config"]["sft"] | {"steps": 10}
+        store(tmp_path, str(number), data)
+        said = [n for n in table_of(tmp_path).notes if n.startswith("Equal cost")]
+        assert said == (["Equal cost: every run took 50 optimizer steps."] * (number == 1))
+
+
 def test_a_failed_run_stands_with_its_reason_and_the_rest_is_compared(study: Path) -> None:
     store(study, "failed", record(["method=lora", "seed=5"], None))
     early = {
