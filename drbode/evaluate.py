@@ -142,16 +142,16 @@ def _models(asked: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
             )
             for path in rivals
         ]
-    named: dict[str, tuple[ModelConfig, int]] = {}
-    for other in [*others, (model, 0)]:
-        path = Path(other[0].path)
-        if path.resolve() in (Path(m.path).resolve() for m, _ in named.values()):
-            raise BadInput(f"benchmark.against: {path} stands twice; name each model once")
-        name = path.resolve().name
-        if name in named:  # the same stage of another run
-            name = "-".join(path.resolve().parts[-2:])
-        named[name] = other
-    return named
+    models = [*others, (model, 0)]
+    paths = [Path(one.path).resolve() for one, _ in models]
+    if double := next((path for path in paths if paths.count(path) > 1), None):
+        raise BadInput(f"benchmark.against: {double.name} stands twice; name each model once")
+    names = [path.name for path in paths]
+    return {
+        # The same stage of several runs goes by the run as well.
+        "-".join(path.parts[-2:]) if names.count(path.name) > 1 else path.name: one
+        for path, one in zip(paths, models, strict=True)
+    }
 
 
 def _load(model: ModelConfig, machine: "Machine", seed: int = 0) -> "Policy":

@@ -292,6 +292,10 @@ def test_evaluate_gives_the_open_answers_of_the_run(
     words += ["benchmark.path=held.jsonl", "benchmark.max_new_tokens=8", "trainer.threads=1"]
     evaluate.job(config.compose("evaluate", words), words, False)
     assert "dpo over bodinho, by the reward score" in capsys.readouterr().out
+    copy = tmp_path / "other" / "dpo"
+    tree = config.compose("evaluate", [*words, f"benchmark.against=[{copy},bodinho]"])
+    names = list(evaluate._models(config.build(config.EvaluateConfig, tree)))
+    assert names == ["other-dpo", "bodinho", f"{run.name}-dpo"]
     found = only_run(tmp_path)
     for name, same in (("bodinho", "base"), ("dpo", "dpo")):
         mine = [json.loads(x) for x in (found / f"open/{name}.jsonl").read_text().splitlines()]

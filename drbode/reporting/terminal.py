@@ -103,7 +103,7 @@ def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("after")
+    table.add_column("after", overflow="fold")
     for number, label in enumerate(shares.values()):
         table.add_column(label, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for label in means.values():
