@@ -5,6 +5,7 @@ and reports every mistake in it by its dotted key. Past the door there is no `Di
 module imports no torch, so a mistake is answered before anything heavy is loaded.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -37,13 +38,15 @@ def unwritable(error: BaseException, path: Path | None = None) -> BadInput | Non
     """What to tell of an error, if it means that a file cannot be written; else None.
 
     `path` is what was being written, where the error does not say so itself. Some libraries hand
-    the system's error on as text alone, with its number in it.
+    the system's error on as the context of their own, or as text alone with its number in it.
     """
+    if isinstance(error, BadInput):  # told already
+        return None
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(found.group(1))
     if number not in FULL | FORBIDDEN:
-        return None
+        return unwritable(error.__context__, path) if error.__context__ else None
     name = path or getattr(error, "filename", None) or "a file of this run"
     remedy = "free some space" if number in FULL else "give permission to write there"
     return BadInput(
@@ -354,6 +357,12 @@ class TrainConfig:
             problems.append(
                 "dpo.reference: the base is not kept where lora.init_lora_weights is olora or "
                 "pissa or lora.bias trains it; set dpo.reference=stage_start"
+            )
+        named = self.ppo.reward != "reward" and ":" not in self.ppo.reward
+        if "ppo" in self.stages and named and not Path(self.ppo.reward).is_dir():
+            problems.append(
+                f"ppo.reward: there is no folder {self.ppo.reward}; expected reward, a folder that "
+                "a stage reward left, or module:function"
             )
         if "ppo" in self.stages and self.ppo.reward == "reward":
             before = self.stages[: self.stages.index("ppo")]
@@ -927,13 +936,15 @@ def open_door(
         multirun = state.mode == RunMode.MULTIRUN
         try:
             job(tree, overrides, multirun)
-        except Exception as error:
+        except Exception as raised:
+            error = unwritable(raised) or raised
             # In a multirun nothing is raised: Hydra would then skip the jobs that are left.
             if multirun:
                 codes.append(2 if isinstance(error, BadInput) else 1)
                 print(f"failed: {' '.join(overrides)}: {error}", file=sys.stderr)
                 if failed is not None:
-                    failed(tree, overrides, error)
+                    with contextlib.suppress(BadInput):  # there may be no space for a record
+                        failed(tree, overrides, error)
             elif isinstance(error, BadInput):
                 print(f"error: {error}", file=sys.stderr)
                 raise SystemExit(2) from None  # which Hydra lets pass, without words of its own

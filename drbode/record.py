@@ -10,13 +10,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from drbode.config import BadInput
+from drbode.config import BadInput, unwritable
 
 PACKAGES = (
     "drbode",
@@ -69,8 +69,9 @@ def open_run(
         raise BadInput(
             f"output_dir: {folder} cannot be written ({error.strerror}); choose another folder"
         ) from None
-    run = Run(folder, read_record(folder) or {})
+    run = Run(folder, {})
     try:
+        run.data = read_record(folder) or {}
         if run.finished:
             yield run
             return
@@ -87,26 +88,28 @@ def open_run(
         }
         run.data.pop("error", None)
         run.data.setdefault("stages", {})
-        run.save()
         begun = time.perf_counter()
         earlier = run.data.get("seconds", 0.0)
-        refused = False
-        try:
-            yield run
-            run.data["status"] = "finished"
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            run.data["status"] = "interrupted" if stopped else "failed"
-            run.data["error"] = f"{type(error).__name__}: {error}"
-            refused = isinstance(error, BadInput)
-            raise
-        finally:
-            run.data["ended"] = _now()
+
+        def end(status: str) -> None:
+            run.data |= {"status": status, "ended": _now()}
             run.data["seconds"] = earlier + time.perf_counter() - begun
+            run.save()
+
+        try:
+            run.save()
+            yield run
+            end("finished")
+        except BaseException as error:
+            refused = isinstance(error, BadInput) or unwritable(error) is not None
             if refused and not run.data["stages"] and not (folder / "checkpoints").exists():
                 shutil.rmtree(folder)  # nothing was done: a mistake leaves nothing behind
-            else:
-                run.save()
+                raise
+            run.data["error"] = f"{type(error).__name__}: {error}"
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            with suppress(BadInput):  # where it cannot be written, the one before stays
+                end("interrupted" if stopped else "failed")
+            raise
     finally:
         lock.unlink(missing_ok=True)
 
@@ -140,6 +143,44 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return data
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A draft of a file or folder, which takes its place once written, and goes if that fails.
+
+    Raises BadInput where there is no space or no permission.
+    """
+    draft = path.with_name(f"part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        if path.is_dir():
+            shutil.rmtree(path)
+        draft.replace(path)
+    except BaseException as error:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        elif draft.exists():
+            draft.unlink()
+        if refused := unwritable(error, path):
+            raise refused from None
+        raise
+
+
+def append(path: Path, text: str) -> None:
+    """Appends all of the text or nothing. Raises BadInput where it cannot be written."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            left, before = text.encode(), file.tell()
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise unwritable(error, path) or error from None
+
+
 def write_json(path: Path, data: Any) -> None:
     """Writes the file whole or not at all."""
     _write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -147,13 +188,11 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a row a line, the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes rows of the same columns, the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
@@ -162,9 +201,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text, encoding="utf-8", newline="")
-    draft.replace(path)
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
 
 
 def weight_bytes(folder: Path) -> int:
@@ -224,8 +262,12 @@ def _lock(folder: Path) -> Path:
     path = folder / ".lock"
     while True:
         try:
-            with path.open("x") as file:
-                file.write(f"{os.getpid()} {platform.node()}")
+            path.touch(exist_ok=False)
+            try:
+                path.write_text(f"{os.getpid()} {platform.node()}")
+            except OSError:
+                path.unlink()
+                raise
             return path
         except FileExistsError:
             pid, _, node = path.read_text().partition(" ")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import StageConfig, TrainConfig
+from drbode.config import PpoConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from drbode.evaluation.multiple_choice import Answer
@@ -63,12 +63,12 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.data.steps import load_splits
     from drbode.evaluation import multiple_choice, open_answers
     from drbode.models import machine as machines
-    from drbode.models.base import load_policy, quantization_of
+    from drbode.models.base import describe, load_policy, quantization_of
     from drbode.models.methods import wrap
     from drbode.reporting import plots
     from drbode.training import cache as stage_cache
     from drbode.training.loggers import log_table, open_loggers
-    from drbode.training.stages import Surroundings, restore_stage, run_stage
+    from drbode.training.stages import Surroundings, check_score, restore_stage, run_stage
 
     machine = machines.resolve(asked.trainer, asked.model, asked.method)
     stages = {
@@ -89,18 +89,20 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         policy.network.to(machine.accelerator)
         return policy
 
-    policy = load(asked.method == "qlora")
-    splits = {}
-    for stage, block in stages.items():
-        longest = policy.context if block.max_length == "auto" else block.max_length
-        if longest > policy.context:
-            raise config.BadInput(
-                f"{stage}.max_length: the model has positions for {policy.context} tokens, got "
-                f"{longest}; set it to auto or lower"
-            )
-        splits[stage] = load_splits(
-            stage, block, Renderer(policy.tokenizer, longest), asked.seed, asked.data.conditions
+    described = describe(asked.model)
+    splits = {
+        stage: load_splits(
+            stage,
+            block,
+            Renderer(described.tokenizer, _longest(stage, block, described.context)),
+            asked.seed,
+            asked.data.conditions,
         )
+        for stage, block in stages.items()
+    }
+    policy = load(asked.method == "qlora")
+    if "ppo" in stages:
+        check_score(policy, asked.ppo)
     renderer = Renderer(policy.tokenizer, policy.context)
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
@@ -202,11 +204,12 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                     if asked.reuses(stage):
                         kept.keep(result, checkpoints, metrics, stage)
             steps += result.steps
-            if reward is None:
-                policy.save(run.folder / stage)
-            else:
-                reward.save(policy, run.folder / stage)
-                around = replace(around, reward=reward)
+            with record.whole(run.folder / stage) as draft:
+                if reward is None:
+                    policy.save(draft)
+                else:
+                    reward.save(policy, draft)
+                    around = replace(around, reward=reward)
             answers = measure(stage)
             ask(stage)
             summary = multiple_choice.summarise(answers)
@@ -259,6 +262,22 @@ def _open_plan(asked: TrainConfig, opened: Mapping[str, Any] | None) -> dict[str
         return {"open": f"no open answers: {asked.preferring} holds out no prompt that fits"}
     left_out = f", {opened['left_out']} too long" if opened["left_out"] else ""
     return {"open": f"{opened['prompts']} held-out prompts of {asked.preferring}{left_out}"}
+
+
+def _longest(stage: str, block: StageConfig, context: int) -> int:
+    """Tokens that a row of a stage may have. Raises BadInput where the model lacks the context."""
+    if block.max_length != "auto" and block.max_length > context:
+        raise config.BadInput(
+            f"{stage}.max_length: the model has positions for {context} tokens, got "
+            f"{block.max_length}; set it to auto or lower"
+        )
+    room = context - (block.max_new_tokens if isinstance(block, PpoConfig) else 0)
+    if room < 1:
+        raise config.BadInput(
+            f"{stage}.max_new_tokens: the model has positions for {context} tokens, prompt and "
+            f"answer together, got {context - room}; lower it"
+        )
+    return room if block.max_length == "auto" else min(room, block.max_length)
 
 
 def _length(stage: StageConfig) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from drbode import config, evaluate, train
+from drbode import config, evaluate
 from drbode.data.bodinho import PAIRS
 
 QUICK = [
@@ -150,79 +150,6 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
         assert done.returncode == 0
         assert f"python -m drbode.{name}" in done.stdout
         assert "model: bodinho" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "expected"),
-    [
-        ("train", ["sft.data.path=absent.jsonl"], ["sft.data.path", "there is no file"]),
-        ("train", ["sft.data.path=bad.jsonl"], ["bad.jsonl, line 2", "assistant turn"]),
-        ("train", ["benchmark.path=nobody/here"], ["benchmark.path", "could not be had"]),
-        ("train", ["benchmark.split=tets"], ["benchmark.path", "no split tets", "test"]),
-        ("train", ["model.path=nobody/here"], ["model.path", "could not be loaded"]),
-        ("train", ["model.path=bert"], ["model.path", "of the family bert"]),
-        ("train", ["trainer.accelerator=cuda"], ["trainer.accelerator", "no CUDA"]),
-        ("train", ["lora.target_modules=[q_prj]"], ["lora.target_modules", "q_prj", "q_proj"]),
-        ("train", ["sft.max_length=9999"], ["sft.max_length", "2048", "9999"]),
-        ("train", ["output_dir=bad.jsonl"], ["output_dir", "cannot be written"]),
-        ("train", ["model.chat_template=none.jinja"], ["model.chat_template", "no file"]),
-        (
-            "evaluate",
-            ["benchmark=letter", "benchmark.max_new_tokens=3"],
-            ["benchmark.max_new_tokens", "no effect", "protocol other than generate"],
-        ),
-        (
-            "evaluate",
-            ["benchmark=open", "benchmark.path=bad.jsonl"],
-            ["bad.jsonl, line 1", "no field prompt"],
-        ),
-        (
-            "evaluate",
-            ["benchmark=open", "benchmark.reward=absent"],
-            ["benchmark.reward", "there is no", "the folder `reward`"],
-        ),
-        (
-            "evaluate",
-            ["benchmark=open", "benchmark.against=absent"],
-            ["model.path: absent could not be loaded"],
-        ),
-        (
-            "evaluate",
-            ["benchmark=open", "benchmark.against=bodinho"],
-            ["benchmark.against: bodinho stands twice"],
-        ),
-        (
-            "evaluate",
-            ["benchmark=open", "benchmark.max_new_tokens=2048"],
-            ["benchmark.max_new_tokens", "2048 tokens", "set it lower"],
-        ),
-        ("evaluate", ["benchmark.path=exam.jsonl"], ["exam.jsonl, line 1", "resposta", "'C'"]),
-    ],
-)
-def test_bad_input_is_one_sentence_before_anything_is_trained(
-    name: str,
-    words: list[str],
-    expected: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if words == ["trainer.accelerator=cuda"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    good = {"data": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    bad = {"data": [{"role": "user", "content": "a"}]}
-    (tmp_path / "bad.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
-    exam = {"enunciado": "q", "alternativas": {"A": "x", "B": "y"}, "resposta": "C"}
-    (tmp_path / "exam.jsonl").write_text(json.dumps(exam))
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    monkeypatch.chdir(tmp_path)
-    words = [*words, "trainer.threads=1"]
-    with pytest.raises(config.BadInput) as caught:
-        {"train": train, "evaluate": evaluate}[name].job(config.compose(name, words), words, False)
-    assert "\n" not in str(caught.value)
-    for word in expected:
-        assert word in str(caught.value)
-    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_evaluate_by_written_answers_shows_what_was_no_answer(

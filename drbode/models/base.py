@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from jaxtyping import Float, Int
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -167,7 +168,8 @@ class Policy(nn.Module):
                 if state[name].shape != parameter.shape:
                     raise BadInput(
                         f"the checkpoint does not fit: {name} has shape "
-                        f"{tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
+                        f"{tuple(state[name].shape)}, expected {tuple(parameter.shape)}; use "
+                        "force=true to start over"
                     )
                 parameter.copy_(state[name])
 
@@ -229,12 +231,20 @@ def adapter_base(folder: str) -> str | None:
         return None
     try:
         base = json.loads(described.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"model.path: {described} is damaged ({error})") from None
     # An adapter may have been trained where drbode was installed elsewhere.
     if Path(base).name == "base" and Path(base).parent.name == BODINHO:
         return BODINHO
     return str(base)
+
+
+def read_tensors(path: Path, remedy: str, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises BadInput, with what to do, where it is damaged."""
+    try:
+        return load_file(path, device=device)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path}: is damaged or missing ({error}); {remedy}") from None
 
 
 def _location(path: str) -> str:
@@ -264,18 +274,12 @@ def load_policy(
     The base is held in 4 bits where `quantization` says how. Raises BadInput where the model is not
     to be had, is of a family that the tree attention does not know, or is damaged.
     """
-    base = adapter_base(config.path)
-    path = _location(base or config.path)
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        described = AutoConfig.from_pretrained(path, **options)
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.path if base else path, **({} if base else options)
-        )
-        _check_family(described, path)
+    described = describe(config)
+    path, options = _source(config)
+    with _to_be_had(config):
         if config.init == "random":
             torch.manual_seed(seed)
-            network = AutoModelForCausalLM.from_config(described, dtype=dtype)
+            network = AutoModelForCausalLM.from_config(described.config, dtype=dtype)
         else:
             if quantization is not None:
                 options["quantization_config"] = _bits_and_bytes(quantization)
@@ -283,23 +287,66 @@ def load_policy(
                 path, dtype=dtype, use_safetensors=True, **options
             )
             _hold_in_one_format(network)
-        if base:
+        if adapter_base(config.path):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft's
+                # Without which tensors that the file lacks would begin anew in silence.
+                warnings.filterwarnings("error", message="Found missing adapter keys")
                 network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BadInput(
-            f"model.path: {config.path} could not be loaded as a model ({first}); expected "
-            f"{BODINHO}, a folder with config.json and safetensors weights, a folder that a run "
-            "left, or a hub id that can be reached from here"
-        ) from None
+    return Policy(network, described.tokenizer, attention, quantization)
+
+
+class Description(NamedTuple):
+    """What is known of a model before its weights are loaded."""
+
+    config: Any
+    tokenizer: Any
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model has positions for, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+
+def describe(config: ModelConfig) -> Description:
+    """The model's own config and tokenizer. Raises BadInput as `load_policy` does."""
+    path, options = _source(config)
+    base = adapter_base(config.path)
+    with _to_be_had(config):
+        described = AutoConfig.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.path if base else path, **({} if base else options)
+        )
+    _check_family(described, path)
     if config.chat_template is not None:
         template = Path(config.chat_template)
         if not template.is_file():
             raise BadInput(f"model.chat_template: there is no file {template}")
         tokenizer.chat_template = template.read_text()
-    return Policy(network, tokenizer, attention, quantization)
+    return Description(described, tokenizer)
+
+
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the base, and which of it."""
+    path = _location(adapter_base(config.path) or config.path)
+    return path, {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+@contextmanager
+def _to_be_had(config: ModelConfig) -> Iterator[None]:
+    """Turns what transformers, peft and tokenizers raise into a sentence about `model.path`."""
+    try:
+        yield
+    except Exception as error:  # tokenizers' and safetensors' own have no class in common
+        first = " ".join(str(error).strip().split("\n")[:2]).split(". ")[0]
+        for folder in {config.path, _source(config)[0]}:
+            for path in sorted(Path(folder).glob("*.safetensors")):
+                read_tensors(path, f"get {folder} once more, or set model.path to another")
+        raise BadInput(
+            f"model.path: {config.path} could not be loaded as a model ({first}); expected "
+            f"{BODINHO}, a folder with config.json and safetensors weights, a folder that a run "
+            "left, or a hub id that can be reached from here"
+        ) from None
 
 
 def _hold_in_one_format(network: nn.Module) -> None:

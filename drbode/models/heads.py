@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from drbode.config import BadInput
-from drbode.models.base import ADAPTER, ADAPTER_CONFIG, Policy
+from drbode.models.base import ADAPTER, ADAPTER_CONFIG, Policy, read_tensors
 
 PREFIX, SCORE = "base_model.model.", "score.weight"  # as transformers and peft name them
 
@@ -98,10 +98,7 @@ def load_reward_model(policy: Policy, folder: Path, key: str) -> RewardModel:
             f"{key}: there is no {path}; expected the folder `reward` of a run with the same base "
             "and method"
         )
-    try:
-        tensors = load_file(path, device=str(policy.device))
-    except Exception as error:  # safetensors' own, which has no class in common with others
-        raise BadInput(f"{key}: {path} is damaged ({error})") from None
+    tensors = read_tensors(path, f"set {key} to another folder", str(policy.device))
     head = tensors.pop(SCORE, tensors.pop(PREFIX + SCORE, None))
     state = {}
     for name, parameter in policy.trainable().items():

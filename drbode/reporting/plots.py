@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from drbode.record import whole
+
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"alpha": 0.8},
     "validation": {"marker": "o", "markersize": 4},
@@ -47,7 +49,8 @@ def reward_hacking(metrics: Path, target: Path) -> None:
         axes.set(xlabel="sqrt(KL to the reference), nats$^{1/2}$", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(target, dpi=120)
+    with whole(target) as draft:
+        figure.savefig(draft, dpi=120)
 
 
 def learning_curves(metrics: Path, target: Path) -> None:
@@ -71,4 +74,5 @@ def learning_curves(metrics: Path, target: Path) -> None:
         )
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(target, dpi=120)
+    with whole(target) as draft:
+        figure.savefig(draft, dpi=120)

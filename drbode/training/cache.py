@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drbode.record import write_json
+from drbode.config import BadInput
+from drbode.models.base import read_tensors
+from drbode.record import append, whole, write_json
 from drbode.training.callbacks import COLUMNS
 from drbode.training.stages import LAST, StageResult
 
@@ -25,15 +27,23 @@ class Entry:
         path = self.folder / "result.json"
         if not path.is_file():
             return None
-        return StageResult(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            result = StageResult(**json.loads(path.read_text(encoding="utf-8")))
+            read_tensors(self.folder / LAST, "delete it")
+        except (BadInput, OSError, ValueError, TypeError) as error:
+            raise BadInput(
+                f"{self.folder}: is damaged ({error}); delete this folder, and the stage is "
+                "trained again"
+            ) from None
+        return result
 
     def keep(self, result: StageResult, checkpoints: Path, metrics: Path, stage: str) -> None:
         """Keeps a stage that was just trained; the result is written last, and makes it count."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoints / LAST, self.folder / LAST)
+        with whole(self.folder / LAST) as draft:
+            shutil.copyfile(checkpoints / LAST, draft)
         with metrics.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["stage"] == stage]
-        with (self.folder / "metrics.csv").open("w", newline="") as file:
+        with whole(self.folder / "metrics.csv") as draft, draft.open("w", newline="") as file:
             kept = csv.DictWriter(file, COLUMNS)
             kept.writeheader()
             kept.writerows(rows)
@@ -41,11 +51,10 @@ class Entry:
 
     def bring(self, checkpoints: Path, metrics: Path) -> None:
         """Puts what is kept where the stage would have left it."""
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / LAST, checkpoints / LAST)
-        with (self.folder / "metrics.csv").open() as kept, metrics.open("a") as file:
-            next(kept)
-            shutil.copyfileobj(kept, file)
+        with whole(checkpoints / LAST) as draft:
+            shutil.copyfile(self.folder / LAST, draft)
+        _, _, kept = (self.folder / "metrics.csv").read_text().partition("\n")
+        append(metrics, kept)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What listens to training without taking part in it: memory, and metrics as a CSV file."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
+
+from drbode.record import append, whole
 
 GIB = 1 << 30
 COLUMNS = ("step", "stage", "split", "name", "value")
@@ -81,7 +84,7 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = path
         if not path.exists():
-            path.write_text(",".join(COLUMNS) + "\n")
+            append(path, ",".join(COLUMNS) + "\n")
 
     @property
     def name(self) -> str:
@@ -95,16 +98,17 @@ class CsvLogger(Logger):
         """The config stands in record.json."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self.path.open("a", newline="") as file:
-            rows = csv.writer(file)
-            for name, value in metrics.items():
-                rows.writerow([step, *name.split("/", 2), value])
+        lines = io.StringIO()
+        rows = csv.writer(lines)
+        for name, value in metrics.items():
+            rows.writerow([step, *name.split("/", 2), value])
+        append(self.path, lines.getvalue())
 
     def forget_after(self, step: int) -> None:
         """Drops what an interrupted run logged past the checkpoint that it goes on from."""
         with self.path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with self.path.open("w", newline="") as file:
+        with whole(self.path) as draft, draft.open("w", newline="") as file:
             rows = csv.DictWriter(file, COLUMNS)
             rows.writeheader()
             rows.writerows(kept)

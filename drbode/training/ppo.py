@@ -26,6 +26,7 @@ from drbode.objectives.ppo import (
     clipped_value_loss,
     kl_k1,
 )
+from drbode.record import append
 from drbode.training.module import Sums, TrainingModule
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
@@ -294,18 +295,19 @@ class PPOModule(TrainingModule):
             experience.ended,
             strict=True,
         )
-        with self.table.open("a", encoding="utf-8") as file:
-            for tree, answer, proxy, true, distance, ended in rows:
-                row = {
-                    "iteration": self.iterations,
-                    "prompt": self.policy.tokenizer.decode(tree.prompt, skip_special_tokens=True),
-                    "answer": answer,
-                    "proxy": proxy,
-                    "gold": true,
-                    "kl": distance,
-                    "ended": ended,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines = []
+        for tree, answer, proxy, true, distance, ended in rows:
+            row = {
+                "iteration": self.iterations,
+                "prompt": self.policy.tokenizer.decode(tree.prompt, skip_special_tokens=True),
+                "answer": answer,
+                "proxy": proxy,
+                "gold": true,
+                "kl": distance,
+                "ended": ended,
+            }
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        append(self.table, "".join(lines))
         if self.config.target_kl is not None:
             self.beta = adapted_beta(
                 self.beta,

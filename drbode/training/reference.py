@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from drbode.data.steps import Split
 from drbode.data.trees import Forest, Tree, pack, within
-from drbode.models.base import Policy
+from drbode.models.base import Policy, read_tensors
 from drbode.models.machine import Machine
-from drbode.record import versions
+from drbode.record import versions, whole
 
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -39,7 +39,7 @@ def with_reference(
 
     path = cache / f"{_digest(policy, split.trees, machine, base)}.safetensors"
     if path.is_file():
-        logps = load_file(path)["logps"]
+        logps = read_tensors(path, "delete it, and it is computed again")["logps"]
     else:
         if base is None:
             logps = compute()
@@ -48,10 +48,8 @@ def with_reference(
                 logps = compute()
         else:
             logps = policy.under(base, compute)
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
-        save_file({"logps": logps}, draft)
-        draft.replace(path)
+        with whole(path) as draft:
+            save_file({"logps": logps}, draft)
     numbers = iter(logps.tolist())
     trees = (t._replace(reference=tuple(next(numbers) for _ in t.completions)) for t in split.trees)
     return Split(Forest(trees), split.ledger)

@@ -18,17 +18,28 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drbode.config import DpoConfig, PpoConfig, RewardConfig, Stage, StageConfig, TrainerConfig
+from drbode.config import (
+    BadInput,
+    DpoConfig,
+    PpoConfig,
+    RewardConfig,
+    Stage,
+    StageConfig,
+    TrainerConfig,
+)
 from drbode.data.steps import Split, StepLoader
 from drbode.data.trees import Trees, pack, within
-from drbode.models.base import Policy
+from drbode.models.base import Policy, read_tensors
 from drbode.models.heads import RewardModel, load_reward_model
 from drbode.models.machine import Machine
+from drbode.record import whole
+from drbode.training import checkpoints
 from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar
+from drbode.training.checkpoints import Checkpoints
 from drbode.training.clm import CLMModule
 from drbode.training.dpo import DPOModule
 from drbode.training.module import TrainingModule
@@ -106,8 +117,8 @@ def run_stage(
         reward = module.reward_model()
         tensors[HEAD] = reward.head.cpu()
         policy.load_state(before)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / LAST)
+    with whole(folder / LAST) as draft:
+        save_file(tensors, draft)
     return result, reward
 
 
@@ -164,6 +175,7 @@ def _train(
             val_check_interval=min(every, len(loader)),
             limit_val_batches=None if held_out else 0,
             use_distributed_sampler=False,
+            plugins=[Checkpoints(module.state_dict)],
         )
         try:
             trainer.fit(module, loader, held_out, ckpt_path=checkpoint, weights_only=True)
@@ -195,10 +207,14 @@ def restore_stage(policy: Policy, folder: Path) -> RewardModel | None:
 
     Of stage `reward`, which leaves the policy alone, it returns the model.
     """
-    tensors = load_file(folder / LAST)
+    path = folder / LAST
+    tensors = read_tensors(path, "use force=true to start over")
     head = tensors.pop(HEAD, None)
     if head is None:
-        policy.load_state(tensors)
+        try:
+            policy.load_state(tensors)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from None
         return None
     return RewardModel(tensors, head).to(policy.device)
 
@@ -254,6 +270,12 @@ def _module(
     return loader, module, _batches(validation, config.max_tokens)
 
 
+def check_score(policy: Policy, config: PpoConfig) -> None:
+    """Raises BadInput where what PPO's rollouts are scored by is not to be had."""
+    if config.reward != "reward":
+        _score(policy, config, None)
+
+
 def _score(policy: Policy, config: PpoConfig, own: RewardModel | None) -> RewardModel | Score:
     """What PPO's rollouts are scored by."""
     if config.reward == "reward":
@@ -298,7 +320,7 @@ def _take_best(best: ModelCheckpoint, module: TrainingModule) -> None:
     score = best.best_model_score
     if score is None or module.validation["loss"] <= float(score):
         return
-    state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    state = checkpoints.read(Path(best.best_model_path), module.state_dict())["state_dict"]
     with torch.no_grad():
         for name, parameter in module.trainable().items():
             parameter.copy_(state[name])
