@@ -90,6 +90,18 @@ def test_models_to_set_beside_are_auto_one_or_several() -> None:
         assert config.build(config.EvaluateConfig, tree).benchmark.rivals == expected
 
 
+@pytest.mark.parametrize("key", ["reward", "against"])
+def test_an_evaluation_is_another_one_when_a_model_it_reads_changes(
+    key: str, tmp_path: Path
+) -> None:
+    names = []
+    for text in ("one", "longer"):
+        (tmp_path / "weights").write_text(text)
+        tree = config.compose("evaluate", ["benchmark=open", f"benchmark.{key}={tmp_path}"])
+        names.append(config.build(config.EvaluateConfig, tree).run_name())
+    assert names[0] != names[1]
+
+
 def test_open_answers_are_read_beside_preferences_and_shape_no_stage() -> None:
     for words in (["open.prompts=3"], ["stages=[sft,reward]", "open.prompts=3"]):
         with pytest.raises(BadInput, match=r"open.prompts: .* does not read open"):
