@@ -263,6 +263,15 @@ class OpenConfig:
 
 
 @dataclass(frozen=True)
+class ForgettingConfig:
+    """General questions and text, on which a run measures what its base knew and forgets."""
+
+    questions_path: str | None
+    text_path: str | None
+    split: str
+
+
+@dataclass(frozen=True)
 class BudgetConfig:
     """What the stages of a run may take together, so that variants compare at equal cost."""
 
@@ -323,6 +332,7 @@ class TrainConfig:
     data: LaboratoryConfig
     benchmark: BenchmarkConfig
     open: OpenConfig
+    forgetting: ForgettingConfig
     trainer: TrainerConfig
     wandb: WandbConfig
 
@@ -464,6 +474,8 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
+        if self.forgetting.questions_path is None and self.forgetting.text_path is None:
+            keys.add("forgetting.split")
         if self.open.prompts == 0:
             keys.add("open.max_new_tokens")
         for stage in self.stages:
@@ -516,6 +528,7 @@ class TrainConfig:
         """What shapes the policy after a stage: all but what is measured, and later stages."""
         tree = self.effective()
         del tree["benchmark"]
+        del tree["forgetting"]
         tree.pop("open", None)
         tree["stages"] = self.stages[: self.stages.index(stage) + 1]
         return {k: v for k, v in tree.items() if k not in STAGES or k in tree["stages"]}
@@ -607,12 +620,17 @@ UNREAD_BY_CHAT = (
 )
 ROWS_FILES = (".jsonl", ".json", ".parquet")
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
+FILES = (  # keys of a block that name a file or folder
+    *("path", "validation_path", "questions_path", "text_path"),
+    *("chat_template", "reward"),
+)
 BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
 UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.reference": "dpo.loss=reference_free",
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
     "open.max_new_tokens": "open.prompts=0",
+    "forgetting.split": "forgetting.questions_path=null and forgetting.text_path=null",
     "benchmark.max_new_tokens": "a protocol other than generate or open",
     "benchmark.against": "a protocol other than open",
     "benchmark.reward": "a protocol other than open",
@@ -658,10 +676,10 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
         tree.pop(name, None)
     del tree["model"]["learning_rates"]
     del tree["trainer"]["progress"]
-    blocks = [tree["model"], tree["benchmark"]]
+    blocks = [tree[name] for name in ("model", "benchmark", "forgetting") if name in tree]
     blocks += [tree[stage]["data"] for stage in STAGES if stage in tree]
     for block in blocks:
-        named = [block.get(k) for k in ("path", "validation_path", "chat_template", "reward")]
+        named = [block.get(key) for key in FILES]
         against = block.get("against", [])
         named += [against] if isinstance(against, str) else against
         block["content"] = [content(path) for path in named if path is not None]

@@ -9,7 +9,6 @@ from drbode import config
 from drbode.config import PpoConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from drbode.evaluation.multiple_choice import Answer
     from drbode.models.base import Policy
     from drbode.models.heads import RewardModel
     from drbode.record import Run
@@ -61,7 +60,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode import record
     from drbode.data.prompts import Renderer
     from drbode.data.steps import load_splits
-    from drbode.evaluation import multiple_choice, open_answers
+    from drbode.evaluation import forgetting, multiple_choice, open_answers
+    from drbode.evaluation.open_answers import Interview
+    from drbode.evaluation.progression import BASE, Progression
     from drbode.models import machine as machines
     from drbode.models.base import describe, load_policy, quantization_of
     from drbode.models.methods import wrap
@@ -104,6 +105,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     if "ppo" in stages:
         check_score(policy, asked.ppo)
     renderer = Renderer(policy.tokenizer, policy.context)
+    general = forgetting.load_general(
+        asked.forgetting, asked.benchmark, renderer, machine, asked.data.conditions
+    )
     trainable, total = policy.count()
     run.data["machine"] |= machine.as_dict()
     run.data["model"] = {"parameters": total, "trainable_parameters": trainable}
@@ -119,46 +123,30 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             "digest": prompts.digest,
         }
     data["benchmark"] = {"questions": len(benchmark.questions), "digest": benchmark.digest}
+    data["general"] = general.as_dict()
     run.data["data"] = data
     run.save()
     _plan(asked, run)
 
-    def answer() -> list["Answer"]:
-        return multiple_choice.answer(
-            policy, renderer, benchmark.questions, asked.benchmark, machine
-        )
-
-    def measure(after: str) -> list["Answer"]:
-        answers = answer()
-        record.write_jsonl(
-            run.folder / "benchmark" / f"{after}.jsonl", [a.as_row() for a in answers]
-        )
-        return answers
-
-    interview = None
-    if prompts is not None:
-        interview = open_answers.Interview(
-            prompts, machine, asked.open.max_new_tokens, asked.benchmark.max_tokens
-        )
-
-    def ask(after: str) -> None:
-        """Open answers of the policy as it is now; a reward model leaves it as it was."""
-        if interview is not None and after != "reward":
-            interview.ask(after, policy)
+    progression = Progression(
+        benchmark=benchmark,
+        settings=asked.benchmark,
+        general=general,
+        interview=None
+        if prompts is None
+        else Interview(prompts, machine, asked.open.max_new_tokens, asked.benchmark.max_tokens),
+        renderer=renderer,
+        machine=machine,
+        folder=run.folder,
+    )
 
     def enter(reward: "RewardModel | None") -> None:
         """Puts what all open answers so far come to into the record, scored alike."""
-        if interview is None:
-            return
-        if reward is not None:
-            interview.score(reward, policy)
-        interview.write(run.folder / "open")
-        for name, result in open_answers.progression(interview.answers).items():
-            (run.data["base"] if name == "base" else run.data["stages"][name])["open"] = result
+        for name, result in progression.opened(reward, policy).items():
+            (run.data["base"] if name == BASE else run.data["stages"][name])["open"] = result
 
-    before = measure("base")
-    run.data["base"] = {"summary": multiple_choice.summarise(before)}
-    ask("base")
+    progression.ask(BASE, policy)
+    run.data["base"] = progression.result(BASE)
     steps, metrics = 0, run.folder / "metrics.csv"
     with open_loggers(run.folder, asked.wandb) as loggers:
         around = Surroundings(
@@ -170,10 +158,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             folder=run.folder,
             cache=run.folder.parent / ".cache",
             base=policy.state() if asked.refers_to_base() else {},
-            probe=lambda: float(multiple_choice.summarise(answer())["accuracy"]),
+            probe=lambda: progression.accuracy(policy),
             reward=None,
         )
-        earlier = before
         for stage, block in stages.items():
             if asked.unquantizes(stage):  # the adapter goes on, on the base in full precision
                 state = policy.state()
@@ -184,8 +171,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 reward = restore_stage(policy, checkpoints)
                 around = replace(around, reward=reward or around.reward)
                 steps += run.data["stages"][stage]["steps"]
-                ask(stage)
-                earlier = answer() if stage != asked.stages[-1] else earlier
+                progression.ask(stage, policy)
                 continue
             content = [asked.stage_identity(stage), run.data["machine"], run.data["versions"]]
             with stage_cache.entry(
@@ -210,23 +196,21 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 else:
                     reward.save(policy, draft)
                     around = replace(around, reward=reward)
-            answers = measure(stage)
-            ask(stage)
-            summary = multiple_choice.summarise(answers)
+            progression.ask(stage, policy)
+            measured = progression.result(stage)
+            accuracy = {f"{stage}/benchmark/accuracy": measured["summary"]["accuracy"]}
             for logger in loggers:
-                logger.log_metrics({f"{stage}/benchmark/accuracy": summary["accuracy"]}, step=steps)
+                logger.log_metrics(accuracy, step=steps)
             run.data["stages"][stage] = result.as_dict() | {
                 "artefact": stage,
                 "artefact_bytes": record.weight_bytes(run.folder / stage),
-                "summary": summary,
-                "against_base": multiple_choice.compare(before, answers),
-                "against_before": multiple_choice.compare(earlier, answers),
+                **measured,
             }
-            earlier = answers
             enter(around.reward)
             run.save()
-        if interview is not None:
-            log_table(loggers, "open/side_by_side", open_answers.side_by_side(interview.answers))
+        if progression.interview is not None:
+            answers = open_answers.side_by_side(progression.interview.answers)
+            log_table(loggers, "open/side_by_side", answers)
     plots.learning_curves(metrics, run.folder / "curves.png")
     if "ppo" in asked.stages:
         plots.reward_hacking(metrics, run.folder / "reward_hacking.png")
@@ -293,6 +277,7 @@ def _show(run: "Run") -> None:
 
     results = {"base": run.data["base"], **run.data["stages"]}
     terminal.show_benchmark(results)
+    terminal.show_forgetting({name: result["forgetting"] for name, result in results.items()})
     opened = {name: result["open"] for name, result in results.items() if "open" in result}
     if opened:
         terminal.show_open(opened)

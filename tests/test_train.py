@@ -46,7 +46,8 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_it_says_what_it_does_and_leaves_all_it_promises(lora_run: tuple[Path, str]) -> None:
     run, said = lora_run
-    for word in ("bodinho", "lora, trains", "1620 rows", "100 % of ends", "base", "sft", "[95 %"):
+    words = ("bodinho", "lora, trains", "1620 rows", "100 % of ends", "base", "sft", "[95 %")
+    for word in (*words, "general knowledge", "bits/byte"):
         assert word in said
     left = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert {
@@ -66,6 +67,10 @@ def test_it_says_what_it_does_and_leaves_all_it_promises(lora_run: tuple[Path, s
     assert record["stages"]["sft"]["artefact_bytes"] > 0
     assert record["stages"]["sft"]["tokens_per_second"] > 0
     assert record["data"]["sft"]["train"]["ends_supervised"] == 1.0
+    known = record["stages"]["sft"]["forgetting"]
+    assert known["questions"]["questions"] == record["data"]["general"]["questions"] > 100
+    assert known["bits_per_byte"] > 0
+    assert known["forgetting"] == -known["against_base"]["difference"]
     assert record["git"] is None or set(record["git"]) == {"commit", "changed"}
     answers = [json.loads(line) for line in (run / "benchmark/sft.jsonl").read_text().splitlines()]
     assert len(answers) == 10

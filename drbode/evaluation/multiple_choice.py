@@ -76,14 +76,19 @@ class Answer:
         return row
 
 
-def load_benchmark(config: BenchmarkConfig, conditions: Conditions = "default") -> Benchmark:
-    """Raises BadInput for a question without its answer among the alternatives, or a double."""
+def load_benchmark(
+    config: BenchmarkConfig, conditions: Conditions = "default", key: str = "benchmark.path"
+) -> Benchmark:
+    """The questions of `config.path`, which stands under `key`.
+
+    Raises BadInput for a question without its answer among the alternatives, or a double.
+    """
     records = sources.read(
         "question",
         config.path,
         config.split,
         config.revision,
-        "benchmark.path",
+        key,
         conditions,
         sources.Columns(QUESTION, QUESTION_OPTIONAL),
     )

@@ -127,6 +127,8 @@ def _measures(data: Mapping[str, Any]) -> dict[str, float]:
         **{f"accuracy/{part}": own["accuracy"] for part, own in summary["parts"].items()},
         f"validation_loss/{name}": last["validation_loss"],
         **{name: value for stage in stages for name, value in stage["measures"].items()},
+        **_known(last.get("forgetting") or {}),
+        **_open((last.get("open") or {}).get("summary") or {}),
         "ece": summary.get("ece"),
         "unanswered": summary.get("unanswered"),
         "stop_rate": summary.get("stop_rate"),
@@ -138,3 +140,20 @@ def _measures(data: Mapping[str, Any]) -> dict[str, float]:
         "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _known(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """General knowledge after the last stage, and what was lost of it."""
+    questions = found.get("questions") or {}
+    return {
+        "forgetting": found.get("forgetting"),
+        "general_accuracy": questions.get("accuracy"),
+        "bits_per_byte": found.get("bits_per_byte"),
+    }
+
+
+def _open(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Open answers after the last stage, by the rules and a reward model."""
+    shares = ("cautious", "overconfident", "keeps_content", "preferred")
+    found = {name: (summary.get(name) or {}).get("share") for name in shares}
+    return found | {"gold": summary.get("gold"), "proxy": summary.get("score")}

@@ -72,6 +72,36 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
 
 
+def show_forgetting(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """What of its general knowledge a model keeps after each stage."""
+    first = next(iter(results.values()))
+    asked, read = "questions" in first, "bits_per_byte" in first
+    table = Table(title="general knowledge", title_justify="left", title_style="bold")
+    table.add_column("after")
+    if asked:
+        table.add_column("questions right, %", no_wrap=True)
+        table.add_column("difference to base", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+    if read:
+        table.add_column("bits/byte of text", justify="right")
+        table.add_column("rise over base", no_wrap=True)
+    for name, result in results.items():
+        cells = [name]
+        is_base = result is first
+        if asked:
+            cells.append(accuracy(result["questions"]))
+            cells += ("", "") if is_base else difference(result["against_base"])
+        if read:
+            rise = result["bits_per_byte_rise"]
+            low, high = rise["interval"]
+            cells.append(f"{result['bits_per_byte']:.3f}")
+            text = f"{rise['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            cells.append("" if is_base else text)
+        table.add_row(*cells)
+    if asked or read:
+        console.print(table)
+
+
 def show_table(table: AblationTable) -> None:
     """The ablation table, and what is to be known of it."""
     for piece in table.to_terminal():

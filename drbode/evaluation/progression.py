@@ -1,0 +1,77 @@
+"""What a run measures of its policy: before the first stage and after each, on the same rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drbode import record
+from drbode.config import BenchmarkConfig, Stage
+from drbode.data.prompts import Renderer
+from drbode.evaluation import forgetting, multiple_choice, open_answers
+from drbode.evaluation.forgetting import General, Known
+from drbode.evaluation.multiple_choice import Answer, Benchmark
+from drbode.evaluation.open_answers import Interview
+from drbode.models.base import Policy
+from drbode.models.heads import RewardModel
+from drbode.models.machine import Machine
+
+BASE = "base"
+
+
+@dataclass
+class Progression:
+    """Asks the same of a policy after each stage, and holds what came before against it."""
+
+    benchmark: Benchmark
+    settings: BenchmarkConfig
+    general: General
+    interview: Interview | None  # open answers, where a stage learns from preferences
+    renderer: Renderer
+    machine: Machine
+    folder: Path
+    answers: dict[str, list[Answer]] = field(default_factory=dict)  # after a stage; base first
+    known: dict[str, Known] = field(default_factory=dict)
+
+    def answer(self, policy: Policy) -> list[Answer]:
+        """The benchmark's questions, asked now."""
+        return multiple_choice.answer(
+            policy, self.renderer, self.benchmark.questions, self.settings, self.machine
+        )
+
+    def accuracy(self, policy: Policy) -> float:
+        return float(multiple_choice.summarise(self.answer(policy))["accuracy"])
+
+    def ask(self, after: Stage | str, policy: Policy) -> None:
+        """Asks everything, and writes the answers. A reward model leaves the policy as it was."""
+        if after == "reward":
+            self.answers[after] = next(reversed(self.answers.values()))
+            self.known[after] = next(reversed(self.known.values()))
+        else:
+            self.answers[after] = self.answer(policy)
+            self.known[after] = forgetting.measure(policy, self.renderer, self.general)
+            if self.interview is not None:
+                self.interview.ask(after, policy)
+        rows = [answer.as_row() for answer in self.answers[after]]
+        record.write_jsonl(self.folder / "benchmark" / f"{after}.jsonl", rows)
+
+    def result(self, after: Stage | str) -> dict[str, Any]:
+        """What came of the questions after a stage, against the base and the stage before it."""
+        answers, known = self.answers[after], self.known[after]
+        found: dict[str, Any] = {"summary": multiple_choice.summarise(answers)}
+        found["forgetting"] = forgetting.summarise(self.known[BASE], known)
+        if after != BASE:
+            names = list(self.answers)
+            before = self.answers[names[names.index(after) - 1]]
+            found["against_base"] = multiple_choice.compare(self.answers[BASE], answers)
+            found["against_before"] = multiple_choice.compare(before, answers)
+        return found
+
+    def opened(self, reward: RewardModel | None, policy: Policy) -> Mapping[str, dict[str, Any]]:
+        """What came of the open answers so far, each stage's; a reward model scores all alike."""
+        if self.interview is None:
+            return {}
+        if reward is not None:
+            self.interview.score(reward, policy)
+        self.interview.write(self.folder / "open")
+        return open_answers.progression(self.interview.answers)
