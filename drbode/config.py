@@ -20,7 +20,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Auto = Literal["auto"]
 
@@ -295,6 +298,7 @@ class WandbConfig:
     group: str | None
 
 
+Objective = Literal["accuracy", "validation_loss"]
 Stage = Literal["cpt", "sft", "dpo", "reward", "ppo"]
 Method = Literal["full", "lora", "qlora", "adapter", "bitfit"]
 
@@ -319,6 +323,7 @@ class TrainConfig:
     output_dir: str
     force: bool
     reuse_stages: bool
+    objective: Objective | None
     method: Method
     model: ModelConfig
     lora: LoraConfig
@@ -406,16 +411,20 @@ class TrainConfig:
                     f"{stage}.learning_rate: auto finds no value in model.learning_rates for "
                     f"method {self.method}; set {stage}.learning_rate to a number"
                 )
-            data = block.data
-            unvalidated = data.validation_share == 0 and data.validation_path is None
-            if unvalidated and data.path != BODINHO and (block.patience or block.keep_best):
+            if self._unvalidated(stage) and (block.patience or block.keep_best):
                 problems.append(
                     f"{stage}.data.validation_share: patience and keep_best need validation "
                     "rows; set a share above 0 or validation_path"
                 )
-            problems += _pinned_in_vain(f"{stage}.data", data.path, data.revision)
+            problems += _pinned_in_vain(f"{stage}.data", block.data.path, block.data.revision)
         problems += _pinned_in_vain("benchmark", self.benchmark.path, self.benchmark.revision)
         problems += _pinned_in_vain("model", self.model.path, self.model.revision)
+        last = self.stages[-1] if self.stages else None
+        if self.objective == "validation_loss" and last and self._unvalidated(last):
+            problems.append(
+                f"objective: {last}, the last stage, has no validation rows to take a loss of; set "
+                f"{last}.data.validation_share above 0"
+            )
         if problems:
             raise BadInput(_sentence(problems))
 
@@ -438,6 +447,10 @@ class TrainConfig:
                 for own in ("steps", "tokens"):
                     if getattr(self.stage(stage), own) is not None:
                         yield f"{stage}.{own}: budget.{name} says how long stages are; leave it out"
+
+    def _unvalidated(self, stage: Stage) -> bool:
+        data = self.stage(stage).data
+        return data.validation_share == 0 and data.validation_path is None and data.path != BODINHO
 
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
@@ -619,6 +632,7 @@ UNREAD_BY_CHAT = (
     "trainer.progress",
 )
 ROWS_FILES = (".jsonl", ".json", ".parquet")
+SWEEP_PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's, of the extra `sweep`
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 FILES = (  # keys of a block that name a file or folder
     *("path", "validation_path", "questions_path", "text_path"),
@@ -672,7 +686,7 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
 
     Adds what the local files named hold.
     """
-    for name in ("output_dir", "force", "reuse_stages", "budget", "wandb"):
+    for name in ("output_dir", "force", "reuse_stages", "objective", "budget", "wandb"):
         tree.pop(name, None)
     del tree["model"]["learning_rates"]
     del tree["trainer"]["progress"]
@@ -870,7 +884,7 @@ def groups() -> dict[str, list[str]]:
     return {
         folder.name: sorted(f.stem for f in folder.glob("*.yaml"))
         for folder in sorted(conf_dir().iterdir())
-        if folder.is_dir() and folder.name != "stage"
+        if folder.is_dir() and folder.name not in ("stage", "hydra")
     }
 
 
@@ -904,7 +918,25 @@ def load(tree: Mapping[str, Any], overrides: Sequence[str], multirun: bool = Fal
                     "reads it"
                 )
         refuse_unread(overrides, config.unread())
+        if config.objective is not None:
+            raise BadInput("objective: only a search reads it; leave it out, or add sweep=search")
     return config
+
+
+def refuse_search(tree: Mapping[str, Any]) -> None:
+    """Raises BadInput where a search would have nothing to maximise, or test questions."""
+    if "objective" not in tree:
+        raise BadInput("hydra/sweeper: optuna searches for the best training, with drbode.train")
+    config = build(TrainConfig, tree)
+    if config.objective is None:
+        options = _one_of(typing.get_args(Objective))
+        raise BadInput(f"objective: a search maximises one, got null; set it to {options}")
+    asked = config.benchmark
+    if config.objective == "accuracy" and (asked.path, asked.split) == (BODINHO, "test"):
+        raise BadInput(
+            "benchmark.split: a search on the test questions would choose what fits them by chance "
+            "and then report it on the same, got test; set benchmark.split=validation"
+        )
 
 
 def refuse_unread(overrides: Sequence[str], unread: set[str]) -> None:
@@ -927,67 +959,116 @@ def load_chat(tree: Mapping[str, Any], overrides: Sequence[str]) -> ChatConfig:
     return config
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a job leaves: the folder of its run, and what a search maximises."""
+
+    folder: Path
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job of a multirun came to, in whichever process it ran."""
+
+    overrides: list[str]
+    code: int  # 0: done; 2: the user's mistake; 1: anything else
+    done: Done | None
+    error: str | None
+
+
+Job = Callable[[Mapping[str, Any], list[str], bool], Done | None]
+
+
+@dataclass
+class Task:
+    """What Hydra calls, once a run or once a job of a multirun; it goes to other processes whole.
+
+    Equal names (`name`) are one run, which a multirun starts once. A job of a multirun that fails
+    is handed to `failed`, and the others go on.
+    """
+
+    job: Job
+    failed: Callable[[Mapping[str, Any], list[str], Exception], Done] | None
+    name: Callable[[Mapping[str, Any]], str] | None
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # of a multirun's jobs
+
+    def __call__(self, config: "DictConfig") -> Outcome:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        tree, state = plain(config), HydraConfig.get()
+        overrides = list(state.overrides.task)
+        multirun = state.mode == RunMode.MULTIRUN
+        if multirun and self.name is not None:
+            print(f"\n=== {' '.join(overrides)}", flush=True)
+        try:
+            return Outcome(overrides, 0, self.job(tree, overrides, multirun), None)
+        except Exception as raised:
+            error = unwritable(raised) or raised
+            if multirun:
+                # Nothing is raised: Hydra would then skip the jobs that are left.
+                print(f"failed: {' '.join(overrides)}: {error}", file=sys.stderr)
+                done = None
+                if self.failed is not None:
+                    with contextlib.suppress(BadInput):  # there may be no space for a record
+                        done = self.failed(tree, overrides, error)
+                code = 2 if isinstance(error, BadInput) else 1
+                return Outcome(overrides, code, done, str(error))
+            if isinstance(error, BadInput):
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None  # which Hydra lets pass, without words of its own
+            raise
+
+
+def plain(config: "DictConfig") -> dict[str, Any]:
+    """A composed config as plain data, interpolations resolved, without Hydra's own part."""
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(config, resolve=True)
+    return {k: v for k, v in typing.cast(dict[str, Any], tree).items() if k != "hydra"}
+
+
 def open_door(
     door: str,
-    job: Callable[[Mapping[str, Any], list[str], bool], None],
-    failed: Callable[[Mapping[str, Any], list[str], Exception], None] | None = None,
+    job: Job,
+    failed: Callable[[Mapping[str, Any], list[str], Exception], Done] | None = None,
+    name: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> NoReturn:
     """Runs `job(tree, overrides, multirun)` on what the command line asks for, and exits.
 
     0: done. 2: the user's mistake, told in one sentence. 1: anything else, with its traceback.
-    In a multirun a job that fails is handed to `failed` and the others go on.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises to here in place of exiting by itself
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-
-    codes: list[int] = []  # of the jobs that failed
-
-    def one(config: DictConfig) -> None:
-        tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-        state = HydraConfig.get()
-        overrides = list(state.overrides.task)
-        multirun = state.mode == RunMode.MULTIRUN
-        try:
-            job(tree, overrides, multirun)
-        except Exception as raised:
-            error = unwritable(raised) or raised
-            # In a multirun nothing is raised: Hydra would then skip the jobs that are left.
-            if multirun:
-                codes.append(2 if isinstance(error, BadInput) else 1)
-                print(f"failed: {' '.join(overrides)}: {error}", file=sys.stderr)
-                if failed is not None:
-                    with contextlib.suppress(BadInput):  # there may be no space for a record
-                        failed(tree, overrides, error)
-            elif isinstance(error, BadInput):
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None  # which Hydra lets pass, without words of its own
-            else:
-                raise
 
     # A scheduler ends a job by SIGTERM: the run then stops as by Ctrl-C, and can be continued.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    main = hydra.main(config_path=str(conf_dir()), config_name=door, version_base="1.3")(one)
+    task = Task(job, failed, name)
+    main = hydra.main(config_path=str(conf_dir()), config_name=door, version_base="1.3")(task)
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explain(door, error)}", file=sys.stderr)
         sys.exit(2)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    sys.exit(max(codes, default=0))
+    sys.exit(max((outcome.code for outcome in task.outcomes), default=0))
 
 
 def _explain(door: str, error: Exception) -> str:
     """Hydra's complaint about the command line, in one sentence that names the nearest key."""
     text = str(error)
-    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
         group, option = found.groups()
+        if option in SWEEP_PLUGINS:
+            return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
         options = groups().get(group, [])
         return (
             f"{group}: there is no option {option}; expected {_one_of(options)}"

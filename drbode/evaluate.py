@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import BadInput, EvaluateConfig, ModelConfig
+from drbode.config import BadInput, Done, EvaluateConfig, ModelConfig
 
 if TYPE_CHECKING:
     from drbode.models.base import Policy
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drbode.record import Run
 
 
-def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
+def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> Done:
     """What Hydra calls, once an evaluation."""
     from drbode import record
 
@@ -31,6 +31,12 @@ def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
         else:
             _multiple_choice(asked, run)
         _show(asked, run)
+    return Done(folder)
+
+
+def name(tree: Mapping[str, Any]) -> str:
+    """The evaluation that a job of a multirun would make."""
+    return config.build(EvaluateConfig, tree).run_name()
 
 
 def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
@@ -179,4 +185,4 @@ def _show(asked: EvaluateConfig, run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    config.open_door("evaluate", job)
+    config.open_door("evaluate", job, name=name)

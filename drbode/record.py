@@ -149,7 +149,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises BadInput where there is no space or no permission.
     """
-    draft = path.with_name(f"part.{path.name}")
+    # A process of its own may write the same: parallel jobs share what they cache.
+    draft = path.with_name(f"part.{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft

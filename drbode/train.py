@@ -6,43 +6,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import PpoConfig, StageConfig, TrainConfig
+from drbode.config import Done, PpoConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from drbode.models.base import Policy
     from drbode.models.heads import RewardModel
     from drbode.record import Run
 
-_done: dict[str, list[str]] = {}  # run names of this process's multirun, and who asked first
+
+def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> Done:
+    """What Hydra calls, once a run or once a job of a multirun."""
+    return train(config.load(tree, overrides, multirun), overrides)
 
 
-def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
-    """What Hydra calls, once a run or once a cell of a multirun."""
-    asked = config.load(tree, overrides, multirun)
-    name = asked.run_name()
-    if multirun:
-        print(f"\n=== {' '.join(overrides)} -> {name}")
-        if name in _done:
-            print(f"the same run as {' '.join(_done[name])}: run once")
-            return
-        _done[name] = overrides
-    train(asked, overrides)
+def name(tree: Mapping[str, Any]) -> str:
+    """The run that a job of a multirun would make."""
+    return config.load(tree, (), multirun=True).run_name()
 
 
-def failed(tree: Mapping[str, Any], overrides: list[str], error: Exception) -> None:
-    """A cell of a multirun that came to nothing still leaves a record that says why."""
+def failed(tree: Mapping[str, Any], overrides: list[str], error: Exception) -> Done:
+    """A job of a multirun that came to nothing still leaves a record that says why."""
     from drbode import record
 
     try:
-        name = config.load(tree, overrides, multirun=True).run_name()
+        run = name(tree)
     except config.BadInput:
-        name = f"invalid-{config.digest(overrides)}"
-    folder = Path(tree["output_dir"]) / name
+        run = f"invalid-{config.digest(overrides)}"
+    folder = Path(tree["output_dir"]) / run
     if not (folder / "record.json").exists():
         record.write_failed(folder, overrides, error)
+    return Done(folder)
 
 
-def train(asked: TrainConfig, overrides: list[str]) -> None:
+def train(asked: TrainConfig, overrides: list[str]) -> Done:
     """Runs what is asked for, goes on with it, or shows it where it has been done."""
     from drbode import record
 
@@ -53,6 +49,19 @@ def train(asked: TrainConfig, overrides: list[str]) -> None:
         else:
             _train(asked.resolved(), run)
         _show(run)
+    return Done(folder, _objective(asked, run))
+
+
+def _objective(asked: TrainConfig, run: "Run") -> float | None:
+    """What a search maximises, after the last stage; a loss counts as its negative."""
+    last = run.data["stages"][asked.stages[-1]]
+    match asked.objective:
+        case "accuracy":
+            return float(last["summary"]["accuracy"])
+        case "validation_loss":
+            return -float(last["validation_loss"])
+        case None:
+            return None
 
 
 def _train(asked: TrainConfig, run: "Run") -> None:
@@ -148,7 +157,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     progression.ask(BASE, policy)
     run.data["base"] = progression.result(BASE)
     steps, metrics = 0, run.folder / "metrics.csv"
-    with open_loggers(run.folder, asked.wandb) as loggers:
+    with open_loggers(run.folder, asked.wandb, run.data["config"]) as loggers:
         around = Surroundings(
             seed=asked.seed,
             machine=machine,
@@ -297,4 +306,4 @@ def _show(run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    config.open_door("train", job, failed)
+    config.open_door("train", job, failed, name)

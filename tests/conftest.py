@@ -11,6 +11,10 @@ install_import_hook(
     ["drbode.objectives", "drbode.models", "drbode.data.trees"], "beartype.beartype"
 )
 
+import torch
+
+torch.set_num_threads(1)  # what the tests compute is too small to share out
+
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +22,6 @@ from typing import Any
 
 import bitsandbytes.nn.modules
 import pytest
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -39,7 +42,6 @@ from drbode.training.stages import Surroundings
 
 VOCABULARY = 97
 
-torch.set_num_threads(1)  # what the tests compute is too small to share out
 # Plain peft and transformers compute the same on every processor (see models/base.py).
 bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
 

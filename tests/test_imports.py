@@ -11,6 +11,7 @@ LEFT: dict[str, set[str]] = {
     "objectives": set(),
     "config": set(),
     "record": {"config"},
+    "multirun": {"config"},
     "data": {"config", "record", "objectives"},
     "models": {"config", "record", "objectives"},
 }

@@ -31,7 +31,7 @@ def test_a_command_composes_and_is_taken(page: str, command: str) -> None:
     _, _, module, *words = shlex.split(command)
     if words == ["--help"]:
         return
-    multirun = "-m" in words
+    multirun = "-m" in words or any(w.startswith("sweep=") for w in words)
     # A sweep's cells differ in values alone: the first of each stands for all.
     overrides = [
         re.sub(r"=(\[[^\]]*\]|[^\[,]+),.*", r"=\1", w) if multirun else w

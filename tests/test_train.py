@@ -136,19 +136,6 @@ def test_full_through_two_stages_and_taken_up_after_the_first(tmp_path: Path) ->
     assert (run / "sft" / "model.safetensors").read_bytes() == weights
 
 
-def test_in_a_multirun_equal_cells_run_once_and_a_failed_one_leaves_a_record(
-    tmp_path: Path,
-) -> None:
-    words = [*QUICK, "logger=csv", "method=full", "lora.r=4,8", "seed=0,-1"]
-    done = door("train", "-m", *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout.count("run once") == 1
-    records = [json.loads(p.read_text()) for p in (tmp_path / "outputs").glob("*/record.json")]
-    statuses = sorted(r["status"] for r in records)
-    assert statuses == ["failed", "failed", "finished"]
-    assert all("seed: expected" in r["error"] for r in records if r["status"] == "failed")
-
-
 def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
     for name in ("train", "evaluate"):
         done = door(name, "--help", cwd=tmp_path)

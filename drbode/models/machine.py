@@ -17,6 +17,8 @@ from drbode.config import (
 )
 from drbode.models.base import DTYPES, Attention
 
+THREADS = torch.get_num_threads()  # PyTorch's choice, before a job of this process set another
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -82,6 +84,5 @@ def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -
         attention = "flex" if on_gpu else "sdpa"
     if attention == "flex" and not on_gpu and method is not None:
         raise BadInput("model.attention: flex trains on CUDA only; set model.attention=sdpa here")
-    if trainer.threads != "auto":
-        torch.set_num_threads(trainer.threads)
+    torch.set_num_threads(THREADS if trainer.threads == "auto" else trainer.threads)
     return Machine(accelerator, precision, dtype, attention, torch.get_num_threads())

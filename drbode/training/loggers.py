@@ -12,8 +12,13 @@ from drbode.training.callbacks import CsvLogger
 
 
 @contextmanager
-def open_loggers(folder: Path, wandb_config: WandbConfig) -> Iterator[list[Logger]]:
-    """The loggers of a run; each run has a W&B run of its own, also within one process."""
+def open_loggers(
+    folder: Path, wandb_config: WandbConfig, asked: Mapping[str, Any]
+) -> Iterator[list[Logger]]:
+    """The loggers of a run; each run has a W&B run of its own, also within one process.
+
+    `asked` is the config that W&B shows beside the run, and can group and filter runs by.
+    """
     loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
     if wandb_config.mode == "disabled":
         yield loggers
@@ -26,6 +31,7 @@ def open_loggers(folder: Path, wandb_config: WandbConfig) -> Iterator[list[Logge
         project=wandb_config.project,
         group=wandb_config.group,
         name=folder.name,
+        config=dict(asked),
         reinit="create_new",
         settings=settings,
     )
