@@ -199,6 +199,8 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                     if asked.reuses(stage):
                         kept.keep(result, checkpoints, metrics, stage)
             steps += result.steps
+            for warning in result.warnings:
+                print(f"{stage}: WARNING: {warning}")
             with record.whole(run.folder / stage) as draft:
                 if reward is None:
                     policy.save(draft)
@@ -299,6 +301,8 @@ def _show(run: "Run") -> None:
             f"{stage['seconds']:.0f} s ({stage['tokens_per_second']:.0f} tokens/s), peak memory "
             f"{stage['peak_memory_gib']:.2f} GiB{held_out}"
         )
+        if line := terminal.preferences(name, stage["measures"]):
+            print(line)
     print(
         f"written to {run.folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "
         f"{'open/, ' if opened else ''}{', '.join(f'{s}/' for s in run.data['stages'])}"

@@ -181,6 +181,40 @@ def show_side_by_side(table: Path, prompts: int = 3) -> None:
             console.print(columns(row))
 
 
+# What is said of a stage's held-out rows, in this order, by the names of its measures.
+PREFERENCES = {
+    "dpo": {
+        "reward_accuracy": "reward accuracy {:.1%}",
+        "logp_accuracy": "raw logp accuracy {:.1%}",
+        "reward_margin": "margin {:.2f}",
+        "chosen_gain_a_token": "chosen answers {:+.2f} nats a token",
+        "kl": "KL {:.2f} nats an answer",
+    },
+    "reward": {
+        "accuracy": "accuracy {:.1%}",
+        "score_chosen": "score {:.2f} of the chosen",
+        "score_rejected": "{:.2f} of the rejected",
+        "calibration_error": "calibration error {:.3f}",
+    },
+    "ppo": {
+        "proxy": "score {:.2f}",
+        "gold": "gold score {:.2f}",
+        "kl": "KL {:.2f} nats an answer",
+        "cautious": "cautious {:.1%}",
+        "keeps_content": "keeps the content {:.1%}",
+        "repeats": "repeats itself {:.1%}",
+        "length": "{:.1f} tokens an answer",
+    },
+}
+
+
+def preferences(stage: str, measures: Mapping[str, float]) -> str:
+    """What a preference stage came to on held-out rows, in one line; empty where there are none."""
+    forms = PREFERENCES.get(stage, {})
+    said = [form.format(measures[name]) for name, form in forms.items() if name in measures]
+    return f"{stage}, held out: {', '.join(said)}".replace("%", " %") if said else ""
+
+
 def columns(texts: Mapping[str, str]) -> Table:
     """Texts beside each other under their names."""
     table = Table(*texts, box=box.SIMPLE_HEAD, show_edge=False, expand=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from drbode.record import append, whole
 
@@ -40,6 +41,31 @@ class PeakMemory(Callback):
             self.peak_gib = torch.cuda.max_memory_allocated(module.device) / GIB
         else:
             self.peak_gib = peak_rss_gib()
+
+
+class StageCheckpoint(ModelCheckpoint):
+    """Saves what an interrupted stage goes on from, after the validation of a step that has one.
+
+    So that a run that goes on has seen the same validations as one that never stopped.
+    """
+
+    def __init__(self, *where: Any, validated_every: int | None, **named: Any) -> None:
+        """`validated_every` in optimizer steps; None where there is nothing to validate on."""
+        super().__init__(*where, **named)
+        self.validated_every = validated_every
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *rest: Any
+    ) -> None:
+        every = self.validated_every
+        if every is None or trainer.global_step % every:
+            super().on_train_batch_end(trainer, pl_module, *rest)
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
 
 class StageBar(RichProgressBar):

@@ -10,9 +10,9 @@ from drbode.config import DpoConfig
 from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.generation import generate
 from drbode.objectives.dpo import Pairs, dpo_loss, mean_nll, pair_metrics
-from drbode.training.module import Sums, TrainingModule
+from drbode.training.module import Sums, TrainingModule, own_draws
 
-# Nats a token that the chosen answers may lose on held-out pairs before it is said.
+# Nats a token that the chosen answers may lose since the stage began before it is said.
 FAR = 0.5
 KL_TOKENS = 64  # an answer may have where the KL is estimated
 
@@ -48,8 +48,27 @@ class DPOModule(TrainingModule):
         """The KL to the policy at the stage's start, in nats an answer, from sampled answers."""
         if not self.prompts:
             return {}
-        with self.machine.autocast():
+        with self.machine.autocast(), own_draws():
             return {"kl": self._kl()}
+
+    def warnings(self) -> list[str]:
+        """Whether the chosen answers themselves have become far less probable.
+
+        A margin grows as well while both answers fall, the rejected one faster (Pal et al. 2024,
+        "Smaug", section 3; Razin et al. 2024, "Unintentional unalignment").
+        """
+        found = self.validation or self.train_metrics
+        lost, accuracy = -found["chosen_gain_a_token"], 100 * found["reward_accuracy"]
+        if lost <= FAR:
+            return []
+        where = "held-out" if self.validation else "training"
+        return [
+            f"on {where} pairs the chosen answers are {lost:.2f} nats a token less probable than "
+            f"when the stage began. Reward accuracy ({accuracy:.1f} %) does not see it: a margin "
+            "grows as well while both sides fall and the rejected one faster, and a policy that "
+            "ranks every pair rightly may write word salad. Read its answers, and raise "
+            "dpo.nll_weight or dpo.beta or lower dpo.learning_rate"
+        ]
 
     @torch.no_grad()
     def _kl(self) -> float:

@@ -3,7 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -63,13 +64,13 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.optimizer_steps = 0
         self.tokens_seen = 0
         self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
-        self.train_loss = self.tokens_per_second = math.nan  # of the last steps logged
+        self.train_metrics: dict[str, float] = {}  # of the last steps logged
         self.validation: dict[str, float] = {}  # of the last validation
         self.best_validation: dict[str, float] = {}  # of the lowest loss
         self.validated_at: int | None = None
         self._window = _Window()
         self._paused = 0.0
-        self._rng: Tensor | None = None
+        self._resumed: Mapping[str, Any] | None = None
         self._held_out = Totals()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -96,8 +97,10 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._window = _Window()
-        if self._rng is not None:  # dropout goes on where the interrupted run stopped drawing
-            torch.set_rng_state(self._rng.cpu())
+        if self._resumed is not None:  # it goes on where the interrupted run stopped drawing
+            self._window = _Window(self._resumed["window"])
+            torch.set_rng_state(self._resumed["rng"].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
 
     def training_step(self, step: Step, _index: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
@@ -115,21 +118,21 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.tokens_seen += step.tokens
         self._window.add(step, norm)
         if self._window.count == LOG_EVERY or self.optimizer_steps == self.steps:
-            self._close_window(rate)
-            self.log("loss", self.train_loss, prog_bar=True, logger=False)
-            self.log("tokens/s", self.tokens_per_second, prog_bar=True, logger=False)
+            found = self._close_window(rate)
+            self.log("loss", found["loss"], prog_bar=True, logger=False)
+            self.log("tokens/s", found["tokens_per_second"], prog_bar=True, logger=False)
 
     def on_train_end(self) -> None:
         if self._window.count:  # early stopping ended the stage in between
             self._close_window(float(self.lr_schedulers().get_last_lr()[0]))  # type: ignore[union-attr]
 
-    def _close_window(self, rate: float) -> None:
+    def _close_window(self, rate: float) -> dict[str, float]:
         seconds, metrics = self._window.close()
         self._window = _Window()
         self.seconds += seconds
-        self.train_loss = metrics["loss"]
-        self.tokens_per_second = metrics["tokens_per_second"]
+        self.train_metrics = metrics
         self.write("train", {**metrics, "learning_rate": rate, "tokens": self.tokens_seen})
+        return metrics
 
     def _clip(self, optimizer: Any) -> float:
         limit = self.config.max_grad_norm
@@ -163,6 +166,10 @@ class TrainingModule(lightning.LightningModule, ABC):
         """What an objective measures beside the means of its sums at the end of a validation."""
         return {}
 
+    def warnings(self) -> list[str]:
+        """What a person should know of the stage, a sentence each, once it is done."""
+        return []
+
     def write(self, split: str, metrics: Mapping[str, float]) -> None:
         """Logs under `stage/split/name` against the run's cumulative optimizer step."""
         named = {f"{self.stage}/{split}/{name}": value for name, value in metrics.items()}
@@ -176,16 +183,25 @@ class TrainingModule(lightning.LightningModule, ABC):
         checkpoint["drbode"] = {
             "optimizer_steps": self.optimizer_steps,
             "tokens_seen": self.tokens_seen,
-            "seconds": self.seconds + (self._window.seconds if self._window.count else 0.0),
+            "seconds": self.seconds,
+            "window": self._window.state(),
+            "train_metrics": self.train_metrics,
+            "validation": self.validation,
+            "best_validation": self.best_validation,
+            "validated_at": self.validated_at,
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours = checkpoint["drbode"]
+        ours = self._resumed = checkpoint["drbode"]
         self.optimizer_steps = ours["optimizer_steps"]
         self.tokens_seen = ours["tokens_seen"]
         self.seconds = ours["seconds"]
-        self._rng = ours["rng"]
+        self.train_metrics = ours["train_metrics"]
+        self.validation = ours["validation"]
+        self.best_validation = ours["best_validation"]
+        self.validated_at = ours["validated_at"]
 
 
 def _adamw(parameters: Iterable[torch.nn.Parameter], config: StageConfig) -> torch.optim.Optimizer:
@@ -206,6 +222,14 @@ def _adamw(parameters: Iterable[torch.nn.Parameter], config: StageConfig) -> tor
     return kinds[config.optimizer](parameters, **options)
 
 
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Draws of a measurement: the same each time, and without effect on those of the training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 class Totals:
     """Sums over batches, and the number of units they are divided by, once."""
 
@@ -224,13 +248,28 @@ class Totals:
 
 
 class _Window:
-    """Sums over the steps since metrics were last logged."""
+    """Sums over the steps since metrics were last logged; `state` is what another one held."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self.totals = Totals()
         self.tokens = self.count = 0
         self.norm = 0.0
         self.began = time.perf_counter()
+        if state is not None:
+            self.totals.sums, self.totals.units = dict(state["sums"]), state["units"]
+            self.tokens, self.count, self.norm = state["tokens"], state["count"], state["norm"]
+            self.began -= state["seconds"]
+
+    def state(self) -> dict[str, Any]:
+        """Plain data that a checkpoint can hold."""
+        return {
+            "sums": self.totals.sums,
+            "units": self.totals.units,
+            "tokens": self.tokens,
+            "count": self.count,
+            "norm": self.norm,
+            "seconds": self.seconds if self.count else 0.0,
+        }
 
     @property
     def seconds(self) -> float:

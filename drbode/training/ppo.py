@@ -26,8 +26,8 @@ from drbode.objectives.ppo import (
     clipped_value_loss,
     kl_k1,
 )
-from drbode.record import append
-from drbode.training.module import Sums, TrainingModule
+from drbode.record import append, whole
+from drbode.training.module import Sums, TrainingModule, own_draws
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
 
@@ -100,7 +100,7 @@ class PPOModule(TrainingModule):
 
     Policy and value share the network; the value head starts at zero. The old log-probabilities
     come from the same forward as the training's, so the first step of an iteration has ratio 1.
-    Rollouts are appended to `table`, a line each.
+    Once an iteration is done, its rollouts are appended to `table`, a line each.
     """
 
     config: PpoConfig
@@ -133,14 +133,22 @@ class PPOModule(TrainingModule):
     def units(self, batch: Minibatch) -> int:
         return len(batch.logps)
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.table.exists():  # of an interrupted run, which may have gone further than this one
+            lines = self.table.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["iteration"] < self.iterations]
+            with whole(self.table) as draft:
+                draft.write_text("".join(kept), encoding="utf-8")
+
     def training_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
         experience = self.experience(prompts, self.config.temperature)
-        self._report(experience)
         for _ in range(self.config.inner_epochs):
             order = torch.randperm(len(prompts), generator=self._shuffle).tolist()
             for at in range(0, len(order), self.config.global_batch_size):
                 chosen = order[at : at + self.config.global_batch_size]
                 super().training_step(self._step(experience, chosen), _index)
+        self._report(experience)
         self.iterations += 1
 
     def _step(self, experience: Experience, chosen: list[int]) -> Step:
@@ -313,7 +321,7 @@ class PPOModule(TrainingModule):
                 self.beta,
                 float(kl.mean()),
                 self.config.target_kl,
-                self.config.horizon,
+                float(self.config.horizon),
                 len(gold),
             )
 
@@ -323,7 +331,7 @@ class PPOModule(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Greedy answers to held-out prompts: proxy and gold score; the KL from sampled ones."""
         prompts, self._validation = self._validation, []
-        with torch.no_grad(), self.machine.autocast():
+        with torch.no_grad(), self.machine.autocast(), own_draws():
             experience = self.experience(prompts, temperature=0.0)
             sampled = self.experience(prompts, self.config.temperature).rollouts
         rollouts = experience.rollouts
@@ -346,7 +354,7 @@ class PPOModule(TrainingModule):
         self.worse = 0 if gold > self.best_gold else self.worse + 1
         self.best_gold = max(gold, self.best_gold)
         patience = self.config.gold_patience
-        if patience is not None and self.worse >= patience and self.trainer.training:
+        if patience is not None and self.worse >= patience:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

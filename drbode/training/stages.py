@@ -38,7 +38,7 @@ from drbode.models.heads import RewardModel, load_reward_model
 from drbode.models.machine import Machine
 from drbode.record import whole
 from drbode.training import checkpoints
-from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar
+from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar, StageCheckpoint
 from drbode.training.checkpoints import Checkpoints
 from drbode.training.clm import CLMModule
 from drbode.training.dpo import DPOModule
@@ -67,6 +67,7 @@ class StageResult:
     ended_by: str
     optimizer: str
     dropout: str
+    warnings: list[str]  # what a person should know of it, a sentence each
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,10 +139,15 @@ def _train(
         policy, stage, config, train, validation, run, folder, step_offset
     )
     a_batch = module.steps // len(loader)  # optimizer steps that one batch of the loader makes
+    every = min(math.ceil((config.validate_every or module.steps) / a_batch), len(loader))
     memory, best = PeakMemory(), _best(folder)
-    callbacks: list[Callback] = [memory, *_checkpoints(config, folder, a_batch)]
+    callbacks: list[Callback] = [memory]
     if held_out:
         callbacks.append(best)
+    if config.checkpoints:  # after what it holds the state of
+        callbacks.append(
+            _checkpoints(config, folder, a_batch, every * a_batch if held_out else None)
+        )
     if config.patience is not None:
         # Said outright: Lightning takes an interval of 1 step for one of 1 epoch.
         callbacks.append(
@@ -154,12 +160,11 @@ def _train(
     if run.trainer.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     checkpoint = _newest(folder)
-    if checkpoint is not None:
-        loader.start = int(checkpoint.stem) // a_batch
-        for logger in run.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.forget_after(step_offset + int(checkpoint.stem))
-    every = math.ceil((config.validate_every or module.steps) / a_batch)
+    done = 0 if checkpoint is None else int(checkpoint.stem)
+    loader.start = done // a_batch
+    for logger in run.loggers:
+        if isinstance(logger, CsvLogger):
+            logger.forget_after(step_offset + done)
     with _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if machine.accelerator == "cuda" else "cpu",
@@ -172,7 +177,7 @@ def _train(
             enable_model_summary=False,
             enable_checkpointing=bool(config.checkpoints or held_out),
             num_sanity_val_steps=0,
-            val_check_interval=min(every, len(loader)),
+            val_check_interval=every,
             limit_val_batches=None if held_out else 0,
             use_distributed_sampler=False,
             plugins=[Checkpoints(module.state_dict)],
@@ -193,12 +198,13 @@ def _train(
         seconds=module.seconds,
         tokens_per_second=module.tokens_seen / module.seconds,
         peak_memory_gib=memory.peak_gib,
-        train_loss=module.train_loss,
+        train_loss=module.train_metrics["loss"],
         validation_loss=module.validation.get("loss"),
         measures={n: v for n, v in module.validation.items() if n != "loss"},
         ended_by=_ended_by(config, module.optimizer_steps < module.steps),
         optimizer=config.optimizer,
         dropout="off" if stage in PREFERENCES else "as configured",
+        warnings=module.warnings(),
     ), module
 
 
@@ -286,21 +292,20 @@ def _score(policy: Policy, config: PpoConfig, own: RewardModel | None) -> Reward
     return load_reward_model(policy, Path(config.reward), "ppo.reward")
 
 
-def _checkpoints(config: StageConfig, folder: Path, a_batch: int) -> list[Callback]:
+def _checkpoints(
+    config: StageConfig, folder: Path, a_batch: int, validated_every: int | None
+) -> StageCheckpoint:
     """Keeps the newest checkpoints, named by their step, which ends a batch."""
-    if not config.checkpoints:
-        return []
-    return [
-        ModelCheckpoint(
-            folder,
-            filename="{step:06d}",
-            monitor="step",
-            mode="max",
-            save_top_k=config.checkpoints,
-            every_n_train_steps=math.ceil(config.checkpoint_every / a_batch) * a_batch,
-            auto_insert_metric_name=False,
-        )
-    ]
+    return StageCheckpoint(
+        folder,
+        filename="{step:06d}",
+        monitor="step",
+        mode="max",
+        save_top_k=config.checkpoints,
+        every_n_train_steps=math.ceil(config.checkpoint_every / a_batch) * a_batch,
+        auto_insert_metric_name=False,
+        validated_every=validated_every,
+    )
 
 
 def _best(folder: Path) -> ModelCheckpoint:
