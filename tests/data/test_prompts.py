@@ -7,7 +7,7 @@ import pytest
 
 from drbode.config import BadInput
 from drbode.data.prompts import Renderer
-from drbode.data.rows import Chat, Message, Text, parse_question
+from drbode.data.rows import Chat, Message, Pair, Text, parse_question
 from drbode.data.trees import Tree
 from drbode.models.base import bodinho_folder
 
@@ -99,6 +99,39 @@ def test_long_conversations_are_cut_to_whole_turns(tokenizer: Any) -> None:
     assert rendered.trees[0].completions[0].supervised[-1]
     assert rendered.trees[0].tokens <= 40
     assert Renderer(tokenizer, 5).chat(row).dropped == "longer than 5 tokens"
+
+
+@pytest.mark.parametrize("limit", [60, 24, 8, 3, 2])
+@pytest.mark.parametrize(("long", "short"), [(40, 3), (3, 40), (40, 50), (3, 2)])
+def test_a_long_pair_is_cut_on_each_side_and_never_to_nothing(
+    tokenizer: Any, long: int, short: int, limit: int
+) -> None:
+    """Each answer keeps its start, up to half of the limit, and the prompt then its end."""
+    renderer = Renderer(tokenizer, limit)
+    row = Pair((Message("user", "Qual é a causa?"),), "a b" * long, "c d" * short, "here")
+    whole = Renderer(tokenizer, 2048).pair(row).trees[0]
+    rendered = renderer.pair(row)
+    fits = len(whole.prompt) + max(len(c.ids) for c in whole.completions) <= limit
+    assert rendered.cut is not fits
+    (tree,) = rendered.trees
+    if fits:
+        assert tree == whole
+        return
+    for found, full in zip(tree.completions, whole.completions, strict=True):
+        assert found.ids == full.ids[: limit // 2]
+        assert found.supervised == [True] * len(found.ids)
+        assert len(found.ids) >= 1
+    assert len(tree.prompt) >= 1
+    assert tree.prompt == whole.prompt[-len(tree.prompt) :]
+    longest = max(len(c.ids) for c in tree.completions)
+    assert len(tree.prompt) == min(len(whole.prompt), limit - longest)
+
+
+def test_a_pair_that_differs_only_past_the_cut_is_dropped(tokenizer: Any) -> None:
+    row = Pair((Message("user", "Qual é?"),), "a b" * 40 + "x", "a b" * 40 + "y", "here")
+    rendered = Renderer(tokenizer, 20).pair(row)
+    assert rendered.trees == []
+    assert rendered.dropped == "the same in their first 10 tokens"
 
 
 def test_lines_are_the_chapters_format_without_an_end(tokenizer: Any) -> None:
