@@ -239,6 +239,11 @@ class BenchmarkConfig:
     max_new_tokens: Count
     against: str | list[str]
     reward: str | None
+    num_fewshot: CountOrZero
+    fewshot_path: str
+    fewshot_choice: Literal["fixed", "random", "similar"]
+    fewshot_seed: CountOrZero
+    fewshot_overflow: Literal["refuse", "drop"]
 
     @property
     def rivals(self) -> list[str] | None:
@@ -247,6 +252,11 @@ class BenchmarkConfig:
             return None
         return [self.against] if isinstance(self.against, str) else self.against
 
+    @property
+    def shots(self) -> int:
+        """Examples before each question; open prompts are asked without any."""
+        return 0 if self.protocol == "open" else self.num_fewshot
+
     def unread(self) -> set[str]:
         """Dotted keys that the protocol and the source do not read."""
         keys = {"benchmark.split"} if _is_rows_file(self.path) else set()
@@ -254,7 +264,26 @@ class BenchmarkConfig:
             keys.add("benchmark.max_new_tokens")
         if self.protocol != "open":
             keys |= {"benchmark.against", "benchmark.reward"}
+        else:
+            keys.add("benchmark.num_fewshot")
+        if self.shots == 0:
+            keys |= FEWSHOT
+        elif self.fewshot_choice == "similar":
+            keys.add("benchmark.fewshot_seed")
         return keys
+
+    def reads_bodinho(self) -> bool:
+        """Whether any of its rows are those of the shipped laboratory."""
+        return self.path == BODINHO or (self.shots > 0 and self.fewshot_path == BODINHO)
+
+    def problems(self, conditions: str) -> list[str]:
+        """What cannot be had beside `data.conditions`."""
+        if self.shots and self.fewshot_path == BODINHO and conditions == "all":
+            return [
+                "benchmark.fewshot_path: bodinho's examples are on the conditions that "
+                "data.conditions leaves out, got all; give a file, or leave data.conditions out"
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -398,6 +427,7 @@ class TrainConfig:
                 f"{self.data.conditions}; leave it out"
             )
         problems += self._budget_problems()
+        problems += self.benchmark.problems(self.data.conditions)
         for stage in self.stages:
             block = self.stage(stage)
             if block.steps is not None and block.tokens is not None:
@@ -458,11 +488,11 @@ class TrainConfig:
 
     def reads_bodinho(self) -> bool:
         """Whether any rows are those of the shipped laboratory."""
-        paths = [self.benchmark.path]
+        paths = []
         for stage in self.stages:
             data = self.stage(stage).data
             paths += [data.path, data.validation_path or ""]
-        return BODINHO in paths
+        return BODINHO in paths or self.benchmark.reads_bodinho()
 
     @property
     def preferring(self) -> Stage | None:
@@ -570,12 +600,13 @@ class EvaluateConfig:
     trainer: TrainerConfig
 
     def __post_init__(self) -> None:
-        if self.data.conditions != "default" and self.benchmark.path != BODINHO:
-            raise BadInput(
+        problems = self.benchmark.problems(self.data.conditions)
+        if self.data.conditions != "default" and not self.benchmark.reads_bodinho():
+            problems.append(
                 f"data.conditions: benchmark.path is not bodinho, got {self.data.conditions}; "
                 "leave it out"
             )
-        problems = _pinned_in_vain("benchmark", self.benchmark.path, self.benchmark.revision)
+        problems += _pinned_in_vain("benchmark", self.benchmark.path, self.benchmark.revision)
         problems += _pinned_in_vain("model", self.model.path, self.model.revision)
         if problems:
             raise BadInput(_sentence(problems))
@@ -636,7 +667,7 @@ SWEEP_PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's, of th
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 FILES = (  # keys of a block that name a file or folder
     *("path", "validation_path", "questions_path", "text_path"),
-    *("chat_template", "reward"),
+    *("chat_template", "reward", "fewshot_path"),
 )
 BODINHO_FILES = (".csv", ".yaml", ".json", ".jinja", ".safetensors")
 UNREAD = {  # keys that another choice leaves without effect, and that choice
@@ -651,7 +682,13 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "benchmark.split": "a file, which has no splits",
     "data.split": "a file, which has no splits",
     "data.validation_share": "validation rows of their own",
+    "benchmark.num_fewshot": "the protocol open",
+    "benchmark.fewshot_path": "benchmark.num_fewshot=0 or the protocol open",
+    "benchmark.fewshot_choice": "benchmark.num_fewshot=0 or the protocol open",
+    "benchmark.fewshot_seed": "benchmark.num_fewshot=0 or fewshot_choice=similar",
+    "benchmark.fewshot_overflow": "benchmark.num_fewshot=0 or the protocol open",
 }
+FEWSHOT = {key for key in UNREAD if key.startswith("benchmark.fewshot_")}
 OPTIONAL_BLOCKS: set[str] = {
     *STAGES,
     *(b for blocks in METHOD_BLOCKS.values() for b in blocks),

@@ -54,8 +54,7 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
     terminal.show_plan(
         {
             "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
-            "benchmark": f"{asked.benchmark.path}, {len(benchmark.questions)} questions, "
-            f"{asked.benchmark.protocol}",
+            "benchmark": terminal.benchmark(asked.benchmark, benchmark.as_dict()),
             "writes": str(run.folder),
         }
     )
@@ -70,11 +69,13 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
     seconds = time.perf_counter() - began
     record.write_jsonl(run.folder / "benchmark" / "model.jsonl", [a.as_row() for a in answers])
     run.data["machine"] |= machine.as_dict()
-    run.data["data"] = {
-        "benchmark": {"questions": len(benchmark.questions), "digest": benchmark.digest}
-    }
+    run.data["data"] = {"benchmark": benchmark.as_dict()}
     run.data["model"] = {"parameters": policy.count()[1]}
-    run.data["result"] = {"summary": multiple_choice.summarise(answers), "seconds": seconds}
+    run.data["result"] = {
+        "summary": multiple_choice.summarise(answers),
+        "cost": multiple_choice.cost(answers),
+        "seconds": seconds,
+    }
 
 
 def _open(asked: EvaluateConfig, run: "Run") -> None:

@@ -131,7 +131,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             "left_out": prompts.left_out,
             "digest": prompts.digest,
         }
-    data["benchmark"] = {"questions": len(benchmark.questions), "digest": benchmark.digest}
+    data["benchmark"] = benchmark.as_dict()
     data["general"] = general.as_dict()
     run.data["data"] = data
     run.save()
@@ -240,8 +240,7 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
             str(s): f"{terminal.ledger(data[s]['train'])}; {_length(asked.stage(s))}"
             for s in asked.stages
         },
-        "benchmark": f"{asked.benchmark.path}, {data['benchmark']['questions']} questions, "
-        f"{asked.benchmark.protocol}",
+        "benchmark": terminal.benchmark(asked.benchmark, data["benchmark"]),
         **_open_plan(asked, data.get("open")),
         "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
         f"{machine['dtype']}, {machine['threads']} threads",

@@ -113,6 +113,43 @@ def test_open_answers_are_read_beside_preferences_and_shape_no_stage() -> None:
     assert few.stage_identity("dpo") == many.stage_identity("dpo")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["benchmark.fewshot_choice=random"],
+        ["benchmark.fewshot_path=examples.jsonl"],
+        ["benchmark.fewshot_overflow=drop"],
+        ["benchmark.fewshot_seed=1"],
+        ["benchmark.num_fewshot=4", "benchmark.fewshot_choice=similar", "benchmark.fewshot_seed=1"],
+    ],
+)
+def test_examples_keys_are_refused_where_they_have_no_effect(words: list[str]) -> None:
+    key, _, value = words[-1].partition("=")
+    with pytest.raises(BadInput, match=f"{key}: has no effect with benchmark.num_fewshot=0"):
+        load(*words)
+    name = key.removeprefix("benchmark.")
+    assert name not in load(*words, multirun=True).effective()["benchmark"]
+    read = load("benchmark.num_fewshot=4", words[-1])
+    assert str(read.effective()["benchmark"][name]) == value
+    assert read.run_name() != load("benchmark.num_fewshot=4").run_name()
+
+
+def test_open_prompts_are_asked_without_examples() -> None:
+    words = ["benchmark=open", "benchmark.num_fewshot=2"]
+    asked = config.build(config.EvaluateConfig, config.compose("evaluate", words))
+    with pytest.raises(BadInput, match="num_fewshot: has no effect with the protocol open"):
+        config.refuse_unread(words, asked.benchmark.unread())
+
+
+def test_bodinhos_examples_are_refused_where_it_has_none() -> None:
+    words = ["benchmark.num_fewshot=4", "data.conditions=all"]
+    with pytest.raises(BadInput, match="fewshot_path: bodinho's examples are on the conditions"):
+        load(*words)
+    with pytest.raises(BadInput, match="fewshot_path: bodinho's examples are on the conditions"):
+        config.build(config.EvaluateConfig, config.compose("evaluate", words))
+    assert load(*words, "benchmark.fewshot_path=examples.jsonl").benchmark.num_fewshot == 4
+
+
 def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
     assert load("stages=cpt").stages == ["cpt"]
     assert load("stages=[sft,cpt]").stages == ["sft", "cpt"]

@@ -5,13 +5,19 @@ Text and special tokens come from the tokenizer's own chat template. The pieces 
 token straddles their seam, and rendered text is tokenised without adding special tokens again.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from drbode.config import BadInput
 from drbode.data.rows import Chat, Message, Pair, Prompt, Question, Text
 from drbode.data.trees import Completion, Tree
+
+# What stands for a message's content while a template is read: its number between characters that
+# no text holds.
+MARK = "\ue000{}\ue000"
+MARKED = re.compile("\ue000(\\d+)\ue000")
 
 
 class Rendered(NamedTuple):
@@ -20,6 +26,11 @@ class Rendered(NamedTuple):
     trees: list[Tree]
     cut: bool = False
     dropped: str | None = None
+
+
+def stem_prompt(stem: str, row: Question) -> str:
+    """A question as it is asked in conversation: by its stem alone."""
+    return stem
 
 
 def letter_prompt(stem: str, row: Question) -> str:
@@ -36,6 +47,18 @@ def chapter_prompt(stem: str, row: Question) -> str:
     )
 
 
+def _stem(row: Question) -> str:
+    return row.stem if row.image is None else f"{row.stem}\n\n{row.image}"
+
+
+def _right(row: Question) -> str:
+    return row.alternatives[row.answer]
+
+
+def _letter(row: Question) -> str:
+    return row.answer
+
+
 def _lines(alternatives: Mapping[str, str]) -> str:
     return "\n".join(f"{letter}) {text}" for letter, text in alternatives.items())
 
@@ -46,6 +69,11 @@ class Renderer:
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._frames: dict[tuple[str, ...], list[str]] = {}
+        # Examples stand before many questions, and letters behind each.
+        self._held = lru_cache(maxsize=1024)(
+            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
 
     @cached_property
     def document_end(self) -> int:
@@ -143,42 +171,50 @@ class Renderer:
 
     def alternatives(self, row: Question) -> Rendered:
         """The question as prompt, the text of each alternative as a completion, no end token."""
-        return self._question(row, lambda stem: stem, row.alternatives.values())
+        return self._question(row, stem_prompt, _right, row.alternatives.values())
 
     def letter(self, row: Question) -> Rendered:
         """The question with its alternatives as prompt, each letter as a completion."""
-        return self._question(row, lambda stem: letter_prompt(stem, row), row.alternatives)
+        return self._question(row, letter_prompt, _letter, row.alternatives)
 
     def generate(self, row: Question, max_new_tokens: int) -> Rendered:
         """The prompt of `letter`, with room for an answer of the model's own."""
-        return self._question(row, lambda stem: letter_prompt(stem, row), (), max_new_tokens)
+        return self._question(row, letter_prompt, _letter, (), max_new_tokens)
 
     def chapter(self, row: Question, max_new_tokens: int) -> Rendered:
         """The chapter's prompt (section 3.5.2), with room for an answer."""
-        return self._question(row, lambda stem: chapter_prompt(stem, row), (), max_new_tokens)
+        return self._question(row, chapter_prompt, _letter, (), max_new_tokens)
 
     def _question(
         self,
         row: Question,
-        ask: Callable[[str], str],
+        ask: Callable[[str, Question], str],
+        answer: Callable[[Question], str],
         completions: Iterable[str],
         max_new_tokens: int = 0,
     ) -> Rendered:
         """`ask` of the stem and image description as prompt, and what may follow it.
 
-        A question that is too long loses the start of its stem, for what is asked stands last.
+        Its examples stand before it as turns of the same form, each with the end of its turn. With
+        examples that do not fit it is dropped; without any, a question that is too long loses the
+        start of its stem, for what is asked stands last.
         """
         follow = [Completion(ids, [True] * len(ids)) for ids in map(self._ids, completions)]
         room = self.max_length - max([max_new_tokens, *(len(c.ids) for c in follow)])
-        stem = row.stem if row.image is None else f"{row.stem}\n\n{row.image}"
-        prompt = self._ids(self._template([Message("user", ask(stem))]))
+        turns = []
+        for own in row.examples:
+            turns += [Message("user", ask(_stem(own), own)), Message("assistant", answer(own))]
+        stem = _stem(row)
+        prompt = self.prompt([*turns, Message("user", ask(stem, row))])
         cut = len(prompt) > room
+        if cut and turns:
+            return Rendered([], dropped=f"{len(prompt)} tokens do not fit into {room}")
         if cut:
             ids = self._ids(stem)
             kept = len(ids) - (len(prompt) - room)
             while len(prompt) > room and kept > 0:
                 shorter = self.tokenizer.decode(ids[len(ids) - kept :])
-                prompt = self._ids(self._template([Message("user", ask(shorter))]))
+                prompt = self.prompt([Message("user", ask(shorter, row))])
                 kept -= 8  # text decoded and tokenised again may be a little longer
         if len(prompt) > room:
             raise BadInput(
@@ -195,17 +231,37 @@ class Renderer:
         """
         so_far = ""
         end_text, end = self.turn_end
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                prompt = self._template(messages[:number])
-                follows = bool(so_far) and prompt.startswith(so_far)
-                before = self._ids(prompt[len(so_far) :] if follows else prompt)
-                yield follows, before, [*self._ids(message.content), end]
-                so_far = prompt + message.content + end_text
+        numbers = [n for n, message in enumerate(messages) if message.role == "assistant"]
+        for number, prompt in zip(numbers, self._openings(messages, numbers), strict=True):
+            follows = bool(so_far) and prompt.startswith(so_far)
+            before = self._ids(prompt[len(so_far) :] if follows else prompt)
+            content = messages[number].content
+            yield follows, before, [*self._ids(content), end]
+            so_far = prompt + content + end_text
+
+    def _openings(self, messages: Sequence[Message], numbers: Sequence[int]) -> list[str]:
+        """What the conversation reads before each message of `numbers`.
+
+        The template is asked for the last, and for the others only where it does more than put
+        around the contents what it puts around any others.
+        """
+        if len(numbers) < 2:
+            return [self._template(messages[:n]) for n in numbers]
+        roles = tuple(message.role for message in messages[: numbers[-1]])
+        if roles not in self._frames:
+            marks = [Message(role, MARK.format(n)) for n, role in enumerate(roles)]
+            self._frames[roles] = [self._template(marks[:n]) for n in numbers]
+        last = self._template(messages[: numbers[-1]])
+        filled = [
+            MARKED.sub(lambda mark: messages[int(mark[1])].content, frame)
+            for frame in self._frames[roles]
+        ]
+        if filled[-1] == last:
+            return filled
+        return [*(self._template(messages[:n]) for n in numbers[:-1]), last]
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return list(self._held(text))
 
     def _template(self, messages: Sequence[Message], generate: bool = True) -> str:
         if not self.tokenizer.chat_template:

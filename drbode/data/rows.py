@@ -59,7 +59,8 @@ class Question:
     """A multiple-choice question of drbodebench's columns.
 
     `alternatives` are those with text. `blank` holds the letters of the others, and what stands
-    there as Python prints it ('None' for a null), which the chapter's prompt shows.
+    there as Python prints it ('None' for a null), which the chapter's prompt shows. `examples` are
+    other questions, which stand before it with their answers.
     """
 
     origin: str
@@ -71,6 +72,7 @@ class Question:
     answer: str
     image: str | None
     where: str
+    examples: tuple["Question", ...] = ()
 
     @property
     def key(self) -> str:

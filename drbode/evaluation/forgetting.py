@@ -66,7 +66,8 @@ def load_general(
     conditions: Conditions,
 ) -> General:
     """Raises BadInput where a source is not to be had or malformed."""
-    asked = replace(settings, questions=None, split=config.split, revision=None)
+    # Without examples, so that what is forgotten compares whatever the benchmark shows.
+    asked = replace(settings, questions=None, split=config.split, revision=None, num_fewshot=0)
     questions = None
     if config.questions_path is not None:
         questions = multiple_choice.load_benchmark(

@@ -1,18 +1,23 @@
 """The benchmark of multiple-choice questions (T17)."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from drbode.config import BadInput, BenchmarkConfig
-from drbode.data import sources
+from drbode.data import fewshot, sources
 from drbode.data.bodinho import Conditions
-from drbode.data.prompts import Renderer
+from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
-from drbode.data.trees import pack, within
+from drbode.data.trees import Tree, pack, within
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.evaluation.statistics import brier, expected_calibration_error, paired, wilson
 from drbode.models.base import Policy
@@ -20,19 +25,31 @@ from drbode.models.generation import generate
 from drbode.models.machine import Machine
 
 CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
+WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions, checked, and the digest of the records they came from."""
+    """Questions, checked, and the digest of the records they came from; where examples are from."""
 
     questions: list[Question]
     digest: str
+    pool: fewshot.Pool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "questions": len(self.questions),
+            "digest": self.digest,
+            "examples": None if self.pool is None else self.pool.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered: by the scores of the alternatives (nats), or by what it wrote."""
+    """What a model answered: by the scores of the alternatives (nats), or by what it wrote.
+
+    `question` has the examples that stood before it; `dropped` is how many more were asked for.
+    """
 
     question: Question
     letter: str | None  # None: no answer
@@ -40,6 +57,10 @@ class Answer:
     scores: dict[str, float] | None = None
     written: str | None = None
     stopped: bool | None = None  # what was written ended its turn before the limit
+    dropped: int = 0
+    tokens: int = 0  # of the prompt, examples among it, and of what was scored or written after it
+    shared: int = 0  # of these, at the prompt's start, were run once for several questions
+    seconds: float = 0.0  # its share of the time that all took together
 
     @property
     def correct(self) -> bool:
@@ -73,6 +94,8 @@ class Answer:
             row["probabilities"] = {k: round(v, 6) for k, v in self.probabilities.items()}
         if self.written is not None:
             row |= {"written": self.written, "stopped": self.stopped}
+        if question.examples or self.dropped:
+            row["examples"] = [example.where for example in question.examples]
         return row
 
 
@@ -102,7 +125,10 @@ def load_benchmark(
                 f"{question.where}: is the same question as {seen[same].where}; leave one out"
             )
         seen[same] = question
-    return Benchmark(questions, sources.digest(records))
+    pool = None
+    if config.num_fewshot:
+        questions, pool = fewshot.with_examples(questions, config, conditions)
+    return Benchmark(questions, sources.digest(records), pool)
 
 
 def answer(
@@ -112,10 +138,67 @@ def answer(
     config: BenchmarkConfig,
     machine: Machine,
 ) -> list[Answer]:
-    """Answers by the protocol of `config`; how many questions go into a batch changes none."""
+    """Answers by the protocol of `config`; how many questions go into a batch changes none.
+
+    What all prompts begin with is run once, and the rest of each goes on from its keys and values:
+    so it is for `fixed` examples, and for the chapter's long opening.
+    """
+    began = time.perf_counter()
     by_scores = config.protocol in ("alternatives", "letter")
     by = _by_scores if by_scores else _by_writing
-    return by(policy, renderer, questions, config, machine)
+    answers = by(policy, renderer, questions, config, machine)
+    share = (time.perf_counter() - began) / max(len(answers), 1)
+    return [replace(a, seconds=share) for a in answers]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is put to a model, with as many of its examples as it has room for."""
+
+    question: Question
+    tree: Tree
+    cut: bool
+    dropped: int
+
+
+def _ask(question: Question, render: Callable[[Question], Rendered], overflow: str) -> Asked:
+    """Raises BadInput where examples do not fit and are not to be dropped."""
+    examples = question.examples
+
+    def without(dropped: int) -> Rendered:
+        return render(replace(question, examples=examples[dropped:]))
+
+    dropped, rendered = 0, without(0)
+    if rendered.dropped is not None:
+        if overflow == "refuse":
+            raise BadInput(
+                f"{question.where}: its {len(examples)} examples do not fit into the model's "
+                f"context ({rendered.dropped}); lower benchmark.num_fewshot, or set "
+                "benchmark.fewshot_overflow=drop"
+            )
+        some = range(1, len(examples))
+        dropped = 1 + bisect_left(some, True, key=lambda n: without(n).dropped is None)
+        rendered = without(dropped)
+    kept = replace(question, examples=examples[dropped:])
+    return Asked(kept, rendered.trees[0], rendered.cut, dropped)
+
+
+def _alike(
+    asked: Sequence[Asked], config: BenchmarkConfig
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Indices of questions, and the tokens that all their prompts begin with, if worth sharing."""
+    fixed = config.num_fewshot > 0 and config.fewshot_choice == "fixed"
+    groups: dict[int, list[int]] = {}
+    for i, own in enumerate(asked):
+        groups.setdefault(own.dropped if fixed else 0, []).append(i)
+    for group in groups.values():
+        prompts = [asked[i].tree.prompt for i in group]
+        # What the first and the last in their order begin with, all between them do. A token of
+        # each prompt is left, from which its completions are predicted.
+        pairs = zip(min(prompts), max(prompts), strict=False)
+        begin = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        begin = begin[: min(map(len, prompts)) - 1]
+        yield group, begin if len(group) > 1 and len(begin) >= WORTH_SHARING else []
 
 
 def _by_scores(
@@ -130,23 +213,28 @@ def _by_scores(
     All alternatives of a question share their prompt in one tree; no end token is scored.
     """
     of_letters = config.protocol == "letter"
-    rendered = [renderer.letter(q) if of_letters else renderer.alternatives(q) for q in questions]
+    render = renderer.letter if of_letters else renderer.alternatives
+    asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
+    answers: dict[int, Answer] = {}
     training = policy.network.training
     policy.network.eval()
-    found: list[float] = []
     with torch.inference_mode(), machine.autocast():
-        for group in within((row.trees[0] for row in rendered), config.max_tokens):
-            batch = pack(group).to(policy.device)
-            logps = policy.logps(**batch.inputs()).double()
-            found += (batch.sums(logps) / (1 if of_letters else batch.lengths())).tolist()
+        for group, begin in _alike(asked, config):
+            prefix = policy.prefix(begin) if begin else None
+            found: list[float] = []
+            trees = (asked[i].tree for i in group)
+            rests = (Tree(tree.prompt[len(begin) :], tree.completions) for tree in trees)
+            for few in within(rests, config.max_tokens):
+                batch = pack(few).to(policy.device)
+                logps = policy.logps(**batch.inputs(), prefix=prefix).double()
+                found += (batch.sums(logps) / (1 if of_letters else batch.lengths())).tolist()
+            scored = iter(found)
+            for i in group:
+                scores = {letter: next(scored) for letter in asked[i].question.alternatives}
+                best = max(scores, key=scores.__getitem__)  # of equal ones the first
+                answers[i] = _answer(asked[i], best, len(begin), scores=scores)
     policy.network.train(training)
-    answers = []
-    scored = iter(found)
-    for question, row in zip(questions, rendered, strict=True):
-        scores = {letter: next(scored) for letter in question.alternatives}
-        best = max(scores, key=scores.__getitem__)  # of equal ones the first
-        answers.append(Answer(question, best, row.cut, scores))
-    return answers
+    return [answers[i] for i in range(len(asked))]
 
 
 def _by_writing(
@@ -159,23 +247,49 @@ def _by_writing(
     """What is written after the question, read by the strict parser or by the chapter's rule."""
     of_chapter = config.protocol == "chapter"
     limit = CHAPTER_TOKENS if of_chapter else config.max_new_tokens
-    render = renderer.chapter if of_chapter else renderer.generate
-    rendered = [render(question, limit) for question in questions]
-    with machine.autocast():
-        written = generate(
-            policy,
-            [row.trees[0].prompt for row in rendered],
-            end=renderer.turn_end[1],
-            max_new_tokens=limit,
-            max_tokens=config.max_tokens,
-        )
-    answers = []
-    for question, row, own in zip(questions, rendered, written, strict=True):
-        ids = own.ids[:-1] if own.ended else own.ids
-        text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-        letter = first_letter(text) if of_chapter else stated_letter(text, question.alternatives)
-        answers.append(Answer(question, letter, row.cut, written=text, stopped=own.ended))
-    return answers
+    layout = renderer.chapter if of_chapter else renderer.generate
+    render = partial(layout, max_new_tokens=limit)
+    asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
+    answers: dict[int, Answer] = {}
+    for group, begin in _alike(asked, config):
+        with machine.autocast():
+            written = generate(
+                policy,
+                [asked[i].tree.prompt[len(begin) :] for i in group],
+                end=renderer.turn_end[1],
+                max_new_tokens=limit,
+                max_tokens=config.max_tokens,
+                prefix=policy.prefix(begin) if begin else None,
+            )
+        for i, own in zip(group, written, strict=True):
+            offered = asked[i].question.alternatives
+            ids = own.ids[:-1] if own.ended else own.ids
+            text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+            letter = first_letter(text) if of_chapter else stated_letter(text, offered)
+            answer = _answer(asked[i], letter, len(begin), written=text, stopped=own.ended)
+            answers[i] = replace(answer, tokens=answer.tokens + len(own.ids))
+    return [answers[i] for i in range(len(asked))]
+
+
+def _answer(asked: Asked, letter: str | None, shared: int, **found: Any) -> Answer:
+    return Answer(
+        asked.question,
+        letter,
+        asked.cut,
+        dropped=asked.dropped,
+        tokens=asked.tree.tokens,
+        shared=shared,
+        **found,
+    )
+
+
+def cost(answers: Sequence[Answer]) -> dict[str, float]:
+    """What a question took in the mean, to stand beside accuracy."""
+    return {
+        "seconds_per_question": sum(a.seconds for a in answers) / len(answers),
+        "tokens_per_question": sum(a.tokens for a in answers) / len(answers),
+        "shared_tokens_per_question": sum(a.shared for a in answers) / len(answers),
+    }
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -192,11 +306,17 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
         },
         **_calibration(answers),
         "prompts_cut": sum(a.cut for a in answers),
+        "examples_dropped": _examples_dropped(answers),
         "floor_longest": sum(
             letter == q.answer for letter, q in zip(longest, questions, strict=True)
         )
         / len(answers),
     }
+
+
+def _examples_dropped(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many questions lost how many of their examples; those that lost none are left out."""
+    return {str(n): count for n, count in sorted(Counter(a.dropped for a in answers).items()) if n}
 
 
 def _parts(questions: Sequence[Question]) -> dict[str, list[int]]:

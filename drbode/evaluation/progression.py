@@ -59,6 +59,7 @@ class Progression:
         """What came of the questions after a stage, against the base and the stage before it."""
         answers, known = self.answers[after], self.known[after]
         found: dict[str, Any] = {"summary": multiple_choice.summarise(answers)}
+        found["cost"] = multiple_choice.cost(answers)
         found["forgetting"] = forgetting.summarise(self.known[BASE], known)
         if after != BASE:
             names = list(self.answers)

@@ -1,5 +1,8 @@
 """The tree attention: a token sees its own prompt and its own completion before it, nothing else.
 
+Trees may go on from a common prefix, which every token sees: keys that come before those of the
+trees' own tokens, as a model's cache brings them.
+
 One rule, two backends, registered with transformers under the names below, so no model's code is
 touched. `sdpa` runs each prompt and completion through scaled_dot_product_attention on its own;
 `flex` states the rule as a FlexAttention block mask, which is the fast way on CUDA.
@@ -11,12 +14,33 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 Layout = tuple[tuple[int, ...], ...]  # of each tree: length of its prompt, of each completion
 
 NAMES = {"sdpa": "drbode_tree_sdpa", "flex": "drbode_tree_flex"}
+
+
+class Prefix(DynamicCache):  # type: ignore[misc]
+    """Keys and values of tokens that all trees of a batch go on from; unlike a cache, never grows.
+
+    They hold for the weights that they were computed with.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of the prefix, and after them those of the trees' tokens."""
+        own = self.layers[layer_idx]
+        keys = torch.cat([own.keys, key_states], dim=2)
+        return keys, torch.cat([own.values, value_states], dim=2)
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """The same as a cache that grows, for a batch of so many rows."""
+        return DynamicCache(
+            [[t.expand(rows, -1, -1, -1) for t in (own.keys, own.values)] for own in self.layers]
+        )
 
 
 def _checked(layout: Layout | None, query: Tensor) -> Layout:
@@ -33,8 +57,8 @@ def _checked(layout: Layout | None, query: Tensor) -> Layout:
 def tree_attention_sdpa(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
-    key: Float[Tensor, "1 kv_heads tokens dim"],
-    value: Float[Tensor, "1 kv_heads tokens dim"],
+    key: Float[Tensor, "1 kv_heads seen dim"],
+    value: Float[Tensor, "1 kv_heads seen dim"],
     attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -43,9 +67,12 @@ def tree_attention_sdpa(
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
     """Piece by piece: a prompt with its first completion, then each further one on the same keys.
 
+    After a prefix, whose keys each piece would copy, it is tree by tree under the rule as a mask.
     Raises ValueError without a layout.
     """
     layout = _checked(layout, query)
+    if key.shape[2] > query.shape[2]:
+        return _after_prefix(query, key, value, scaling, dropout, layout), None
     lengths = [n for tree in layout for n in tree]
     queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
@@ -80,6 +107,39 @@ def tree_attention_sdpa(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def _after_prefix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    layout: Layout,
+) -> Float[Tensor, "1 tokens heads dim"]:
+    prefix = key.shape[2] - query.shape[2]
+    lengths = [sum(tree) for tree in layout]
+    keys, values = (t.split([prefix, *lengths], dim=2) for t in (key, value))
+    outputs = [
+        scaled_dot_product_attention(
+            own,
+            torch.cat((keys[0], keys[number]), dim=2),
+            torch.cat((values[0], values[number]), dim=2),
+            attn_mask=pad(_within_tree(tree, query.device), (prefix, 0), value=True),
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for number, (tree, own) in enumerate(zip(layout, query.split(lengths, 2), strict=True), 1)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+@lru_cache(maxsize=512)
+def _within_tree(tree: tuple[int, ...], device: torch.device) -> Tensor:
+    """True where a token of a tree may look at another of the same tree."""
+    branch = torch.arange(len(tree)).repeat_interleave(torch.tensor(tree)).to(device)  # 0: prompt
+    return ((branch == 0) | (branch == branch[:, None])).tril()
+
+
 def _joined(pieces: Any) -> Tensor:
     pieces = [p for p in pieces if p.shape[2]]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
@@ -94,8 +154,8 @@ def _lower_right(prompt: int, length: int, device: torch.device) -> Tensor:
 def tree_attention_flex(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
-    key: Float[Tensor, "1 kv_heads tokens dim"],
-    value: Float[Tensor, "1 kv_heads tokens dim"],
+    key: Float[Tensor, "1 kv_heads seen dim"],
+    value: Float[Tensor, "1 kv_heads seen dim"],
     attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -110,7 +170,7 @@ def tree_attention_flex(
         query,
         key,
         value,
-        block_mask=_block_mask(layout, query.device),
+        block_mask=_block_mask(layout, key.shape[2] - query.shape[2], query.device),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -126,26 +186,29 @@ def _flex(device_type: str) -> Any:
 
 
 @lru_cache(maxsize=8)  # every layer of a batch asks for the same one
-def _block_mask(layout: Layout, device: torch.device) -> Any:
+def _block_mask(layout: Layout, prefix: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    lengths = torch.tensor([n for tree in layout for n in tree])
-    trees = torch.tensor([i for i, tree in enumerate(layout) for _ in tree])
-    branches = torch.tensor([b for tree in layout for b in range(len(tree))])  # 0: the prompt
+    lengths = torch.tensor([prefix, *(n for tree in layout for n in tree)])
+    trees = torch.tensor([-1, *(i for i, tree in enumerate(layout) for _ in tree)])  # -1: prefix
+    branches = torch.tensor([0, *(b for tree in layout for b in range(len(tree)))])  # 0: prompt
     tree = trees.repeat_interleave(lengths).to(device)
     branch = branches.repeat_interleave(lengths).to(device)
 
-    tokens = len(tree)
+    keys = len(tree)
     return create_block_mask(
         lambda _batch, _head, query, key: (
-            (tree[query] == tree[key])
-            & ((branch[key] == 0) | (branch[key] == branch[query]))
-            & (key <= query)
+            (tree[key] < 0)
+            | (
+                (tree[query + prefix] == tree[key])
+                & ((branch[key] == 0) | (branch[key] == branch[query + prefix]))
+                & (key <= query + prefix)
+            )
         ),
         None,
         None,
-        tokens,
-        tokens,
+        keys - prefix,
+        keys,
         device=str(device),
     )
 

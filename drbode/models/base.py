@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 import drbode.models.adapters  # noqa: F401 -- registers its methods, so that peft can load them
 from drbode.config import BODINHO, BadInput, ModelConfig, QloraConfig, build
-from drbode.models.attention import NAMES, Layout
+from drbode.models.attention import NAMES, Layout, Prefix
 from drbode.objectives.logps import token_logps
 from drbode.record import read_record
 
@@ -97,11 +97,14 @@ class Policy(nn.Module):
         input_ids: Int[Tensor, " tokens"],
         positions: Int[Tensor, " tokens"],
         layout: Layout,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "tokens width"]:
         """Hidden states after the last norm, where the head reads them."""
+        start = 0 if prefix is None else prefix.get_seq_length()
         output = self.model.base_model(
             input_ids=input_ids[None],
-            position_ids=positions[None],
+            position_ids=positions[None] + start,
+            past_key_values=prefix,
             layout=layout,
             use_cache=False,
         )
@@ -115,11 +118,29 @@ class Policy(nn.Module):
         layout: Layout,
         sources: Int[Tensor, " supervised"],
         targets: Int[Tensor, " supervised"],
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, " supervised"]:
         """Log-probability (nats) of each supervised token of packed trees."""
-        hidden = self.hidden(input_ids, positions, layout)
+        hidden = self.hidden(input_ids, positions, layout, prefix)
         head = self.model.get_output_embeddings()
         return token_logps(hidden[sources], head.weight, targets, getattr(head, "bias", None))
+
+    def prefix(self, ids: list[int]) -> Prefix:
+        """Tokens that trees are to go on from, run once, without dropout or gradient.
+
+        It holds while the weights stay as they are.
+        """
+        training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            output = self.model.base_model(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=torch.arange(len(ids), device=self.device)[None],
+                layout=((len(ids),),),
+                use_cache=True,
+            )
+        self.network.train(training)
+        return Prefix([layer[:2] for layer in output.past_key_values])
 
     def forward(self, compute: Callable[[], T]) -> T:
         """What `under` calls, through torch.func."""

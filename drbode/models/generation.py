@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from drbode.models.attention import Prefix
 from drbode.models.base import Policy
 
 
@@ -26,13 +27,17 @@ def generate(
     max_new_tokens: int,
     max_tokens: int,
     temperature: float = 0.0,
+    prefix: Prefix | None = None,
 ) -> list[Generated]:
     """Continues each prompt until the token `end` or `max_new_tokens`; in the order they came.
+
+    A prefix stands before every prompt.
 
     Of the model's own generation config only its end tokens count: some bring sampling along.
     Temperature 0 takes the most probable token each time; above it tokens are drawn from the whole
     distribution, by torch's own generator. Prompts of like length go together, as many as fit into
-    `max_tokens` tokens with what they may grow by; which go together changes no greedy answer.
+    `max_tokens` tokens with the prefix and what they may grow by, for that much keys and values
+    take; which go together changes no greedy answer.
     """
     own = policy.model.generation_config.eos_token_id
     ends = {end, *(own if isinstance(own, list) else [own])} - {None}
@@ -46,16 +51,18 @@ def generate(
         pad_token_id=end,  # what stands left of a prompt is masked, right of an end it is cut off
     )
     found: list[Generated] = [Generated([], False)] * len(prompts)
+    start = 0 if prefix is None else prefix.get_seq_length()
     with policy.generating(), _generation_config(policy.model, options):
-        for group in _alike(prompts, max_new_tokens, max_tokens):
+        for group in _alike(prompts, start + max_new_tokens, max_tokens):
             width = max(len(prompts[i]) for i in group)
             pads = [width - len(prompts[i]) for i in group]
             ids = [[end] * pad + prompts[i] for pad, i in zip(pads, group, strict=True)]
-            mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+            mask = [[1] * start + [0] * pad + [1] * (width - pad) for pad in pads]
             # Not the peft model's `generate`, which puts the model's own config back.
             written = policy.model.generate(
                 input_ids=torch.tensor(ids, device=policy.device),
                 attention_mask=torch.tensor(mask, device=policy.device),
+                past_key_values=None if prefix is None else prefix.repeated(len(group)),
             )
             for i, row in zip(group, written[:, width:].tolist(), strict=True):
                 stop = next((n for n, token in enumerate(row, 1) if token in ends), len(row))

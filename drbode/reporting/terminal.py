@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drbode.config import BenchmarkConfig
 from drbode.reporting.table import AblationTable
 
 # A pipe or a log file has no width of its own; the tables need this much.
@@ -26,6 +27,16 @@ def show_plan(plan: Mapping[str, str]) -> None:
     for name, text in plan.items():
         table.add_row(name, text)
     console.print(table)
+
+
+def benchmark(asked: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
+    """Which questions are asked, and how, in one line."""
+    text = f"{asked.path}, {counts['questions']} questions, {asked.protocol}"
+    if examples := counts["examples"]:
+        text += f", {asked.num_fewshot} examples ({asked.fewshot_choice} of {examples['pool']}"
+        shared = examples["shared"]
+        text += f"; {shared} left out that the benchmark asks)" if shared else ")"
+    return text
 
 
 def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -63,6 +74,11 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
     else:
         errors = ", ".join(f"{name} {r['summary']['ece']:.2f}" for name, r in results.items())
         console.print(f"Calibration error (ECE) {errors}.")
+    costs = ", ".join(f"{name} {cost(result['cost'])}" for name, result in results.items())
+    console.print(f"A question takes: {costs}.")
+    for name, result in results.items():
+        for lost, count in result["summary"]["examples_dropped"].items():
+            console.print(f"{name}: {count} questions had no room for {lost} of their examples.")
     if len(results) > 1:
         console.print(
             "Difference and p (exact McNemar) compare these two models on these questions, not "
@@ -236,6 +252,13 @@ def accuracy(summary: Mapping[str, Any]) -> str:
     low, high = summary["interval"]
     mark = " at chance" if summary["at_chance"] else ""
     return f"{100 * summary['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]{mark}"
+
+
+def cost(means: Mapping[str, float]) -> str:
+    """What a question takes in the mean."""
+    text = f"{means['seconds_per_question']:.3g} s and {means['tokens_per_question']:.0f} tokens"
+    shared = means["shared_tokens_per_question"]
+    return f"{text} ({shared:.0f} of them run once for all)" if shared else text
 
 
 def ledger(counts: Mapping[str, Any]) -> str:

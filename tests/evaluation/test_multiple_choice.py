@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from drbode.config import BadInput, BenchmarkConfig, LaboratoryConfig, MultipleChoice
+from drbode.config import BadInput, EvaluateConfig, LaboratoryConfig, MultipleChoice, build, compose
 from drbode.data.prompts import Renderer
 from drbode.evaluation.multiple_choice import Answer, answer, compare, load_benchmark, summarise
 from drbode.evaluation.parser import first_letter, stated_letter
@@ -14,7 +14,8 @@ from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
-BODINHO = BenchmarkConfig("alternatives", "bodinho", None, "test", 40, 4096, 8, "auto", None)
+WORDS = ("benchmark.questions=40", "benchmark.max_new_tokens=8")
+BODINHO = build(EvaluateConfig, compose("evaluate", WORDS)).benchmark
 LABORATORY = LaboratoryConfig("default")
 PROTOCOLS = get_args(MultipleChoice)
 

@@ -76,6 +76,36 @@ def test_order_and_packing_change_nothing() -> None:
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_trees_after_a_prefix_equal_trees_that_hold_it(family: str, backend: str) -> None:
+    """Positions go on from the prefix, every token sees it, and it serves again and again."""
+    policy = Policy(tiny(family), None, backend)
+    trees = [tree for tree in forest() if tree.prompt]
+    before = ids(11)
+    with torch.no_grad():
+        prefix = policy.prefix(before)
+        packs = [pack(trees), pack(trees[:1]), pack(trees)]
+        found = [policy.logps(**batch.inputs(), prefix=prefix) for batch in packs]
+        whole = [Tree(before + tree.prompt, tree.completions) for tree in trees]
+        expected = one_at_a_time(policy, whole)
+    for own in (found[0], found[2]):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1], expected[: len(found[1])], atol=1e-5, rtol=0)
+    assert prefix.get_seq_length() == 11
+
+
+def test_a_prefix_is_run_without_dropout_or_gradient_and_leaves_the_mode() -> None:
+    policy = Policy(tiny("gpt2"), None)  # the one with dropout
+    before = ids(11)
+    prefix = policy.prefix(before)
+    policy.network.train()
+    again = policy.prefix(before)
+    assert policy.network.training
+    for one, other in zip(prefix.layers, again.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        assert not other.keys.requires_grad
+
+
 def test_without_trees_it_raises() -> None:
     policy = Policy(tiny("qwen3"), None)
     with pytest.raises(ValueError, match="without a layout"):

@@ -51,6 +51,19 @@ def test_it_writes_what_is_most_probable_whatever_the_batch(family: str) -> None
         assert [own.ended for own in found] == [ids[-1] == end for ids in expected]
 
 
+def test_a_prefix_stands_before_every_prompt_whatever_the_batch(family: str) -> None:
+    policy = policy_of(tiny(family))
+    policy.model.generation_config.eos_token_id = None
+    before, *given = [[7] * 20 + ids for ids in prompts(8)]
+    expected = [by_hand(policy, before + prompt, {END}) for prompt in given]
+    prefix = policy.prefix(before)
+    for max_tokens in (1, 300, 10_000):
+        options = {"end": END, "max_new_tokens": NEW, "max_tokens": max_tokens}
+        found = generate(policy, given, **options, prefix=prefix)
+        assert [own.ids for own in found] == expected
+    assert prefix.get_seq_length() == len(before)
+
+
 def test_nothing_of_the_models_generation_config_is_used_but_its_ends() -> None:
     policy = policy_of(tiny("qwen3"))
     given = prompts(4)

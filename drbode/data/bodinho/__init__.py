@@ -193,6 +193,17 @@ def questions(split: str, conditions: Conditions = "default") -> Rows:
     return list(_questions(facts, wordings, split))
 
 
+def example_questions(conditions: Conditions = "default") -> Rows:
+    """Examples for the prompt: validation questions on the conditions that are not chosen.
+
+    On the chosen ones they would give away what the benchmark asks, in other words.
+    """
+    chosen = {fact.subject for fact in medical(conditions)[0]}
+    facts, wordings = medical("all")
+    others = [fact for fact in facts if fact.subject not in chosen]
+    return list(_questions(others, wordings, "validation"))
+
+
 def general_questions() -> Rows:
     """Questions on general facts, in wordings that the base model was not trained on."""
     facts, wordings = general()
@@ -236,6 +247,7 @@ QUESTIONS: dict[str, Maker] = {
     "test": partial(questions, "test"),
     "validation": partial(questions, "validation"),
     "general": _whichever(general_questions),
+    "examples": example_questions,
 }
 
 

@@ -1,0 +1,87 @@
+"""Examples for the prompt (T10): which questions of a pool stand, answered, before a question."""
+
+import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rank_bm25 import BM25Okapi
+
+from drbode.config import BODINHO, BadInput, BenchmarkConfig
+from drbode.data import sources
+from drbode.data.bodinho import Conditions
+from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Questions to take examples from; `shared` ones are left out, for the benchmark asks them."""
+
+    questions: list[Question]
+    shared: int
+    digest: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"pool": len(self.questions), "shared": self.shared, "digest": self.digest}
+
+
+def with_examples(
+    questions: Sequence[Question], config: BenchmarkConfig, conditions: Conditions
+) -> tuple[list[Question], Pool]:
+    """Each question with `num_fewshot` examples, in the order in which they stand before it.
+
+    `fixed`: the same ones everywhere. `random`: others for each question, whatever the questions
+    around it. Of both, fewer examples are the last of more. `similar`: those whose stems score
+    highest against the question's by Okapi BM25 (Robertson and Zaragoza 2009,
+    https://doi.org/10.1561/1500000019), the most similar one last.
+    """
+    pool = _pool(questions, config, conditions)
+    count, seed = config.num_fewshot, config.fewshot_seed
+    if config.fewshot_choice == "similar":
+        index = BM25Okapi([_plain(q).split() for q in pool.questions])
+
+    def examples(question: Question) -> list[Question]:
+        match config.fewshot_choice:
+            case "fixed":
+                return random.Random(seed).sample(pool.questions, len(pool.questions))
+            case "random":
+                own = random.Random(f"{seed} {_plain(question)}")
+                return own.sample(pool.questions, len(pool.questions))
+            case "similar":
+                scores = index.get_scores(_plain(question).split())
+                order = sorted(range(len(scores)), key=lambda i: -scores[i])
+                return [pool.questions[i] for i in order]
+
+    return [replace(q, examples=tuple(examples(q)[count - 1 :: -1])) for q in questions], pool
+
+
+def _pool(questions: Sequence[Question], config: BenchmarkConfig, conditions: Conditions) -> Pool:
+    """Raises BadInput where the pool has too few questions that the benchmark does not ask."""
+    key, path = "benchmark.fewshot_path", config.fewshot_path
+    if path != BODINHO and not Path(path).is_file():
+        raise BadInput(
+            f"{key}: there is no file {path}; expected {BODINHO}, or a .jsonl, .json or .parquet "
+            "file in the benchmark's columns"
+        )
+    columns = sources.Columns(QUESTION, QUESTION_OPTIONAL)
+    records = sources.read("question", path, "examples", None, key, conditions, columns)
+    found = [parse_question(fields, where) for where, fields in records]
+    asked = {_plain(question) for question in questions}
+    kept = [question for question in found if _plain(question) not in asked]
+    shared = len(found) - len(kept)
+    if len(kept) < config.num_fewshot:
+        raise BadInput(
+            f"benchmark.num_fewshot: expected at most {len(kept)}, for {path} holds {len(found)} "
+            f"questions of which the benchmark asks {shared} itself, got {config.num_fewshot}; "
+            f"lower it or give more examples as {key}"
+        )
+    return Pool(kept, shared, sources.digest(records))
+
+
+def _plain(question: Question) -> str:
+    """The words of a stem in lower case, without accents and punctuation."""
+    split = unicodedata.normalize("NFKD", question.stem.casefold())
+    return " ".join(re.findall(r"\w+", "".join(c for c in split if not unicodedata.combining(c))))
