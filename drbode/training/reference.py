@@ -47,7 +47,8 @@ def with_reference(
             with policy.network.disable_adapter():
                 logps = compute()
         else:
-            logps = policy.under(base, compute)
+            own = {name: tensor.to(policy.device) for name, tensor in base.items()}
+            logps = policy.under(own, compute)
         with whole(path) as draft:
             save_file({"logps": logps}, draft)
     numbers = iter(logps.tolist())

@@ -32,7 +32,7 @@ from drbode.config import (
     TrainerConfig,
 )
 from drbode.data.steps import Split, StepLoader
-from drbode.data.trees import Trees, pack, within
+from drbode.data.trees import pack, within
 from drbode.models.base import Policy, read_tensors
 from drbode.models.heads import RewardModel, load_reward_model
 from drbode.models.machine import Machine
@@ -341,17 +341,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _batches(split: Split | None, max_tokens: int) -> DataLoader[Trees] | None:
+def _batches(split: Split | None, max_tokens: int) -> DataLoader[Any] | None:
     """The validation rows, packed once and kept."""
     if split is None:
         return None
-    batches = [pack(group) for group in within(split.trees, max_tokens)]
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    return _in_order([pack(group) for group in within(split.trees, max_tokens)])
 
 
 def _groups(split: Split | None, size: int) -> DataLoader[Any] | None:
     """The first prompts that are held out, as many as an iteration has."""
-    return None if split is None else DataLoader([split.trees[:size]], batch_size=None)  # type: ignore[arg-type]
+    return None if split is None else _in_order([split.trees[:size]])
+
+
+def _in_order(batches: list[Any]) -> DataLoader[Any]:
+    # A generator of its own: a DataLoader draws, though nothing is shuffled, and the training's
+    # draws are not to depend on how often it is validated.
+    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 def _newest(folder: Path) -> Path | None:

@@ -125,7 +125,7 @@ def test_at_step_0_the_policy_is_its_own_reference_also_after_sft(
             run(made, stage("sft"), tmp_path / "sft", name="sft")
             assert any(not torch.equal(t, begun[n]) for n, t in made.state().items())
         state = made.state()
-        run(made, dpo_stage(steps=1), tmp_path / name)
+        run(made, dpo_stage(steps=1), tmp_path / name, base=begun)
         assert logged(tmp_path / name, "train", "loss")[0][1] == pytest.approx(LN2, abs=1e-6)
         for metric in ("reward_chosen", "reward_rejected", "reward_margin", "chosen_gain_a_token"):
             assert abs(logged(tmp_path / name, "train", metric)[0][1]) < 1e-6
@@ -171,16 +171,22 @@ def test_a_reference_is_another_one_under_other_weights_or_for_other_pairs(
 ) -> None:
     own = surroundings(tmp_path)
 
-    def refer(made: Policy, count: int = 8) -> None:
-        reference.with_reference(made, pairs(count), 100, own.machine, own.cache)
+    def refer(made: Policy, split: Split | None = None) -> None:
+        reference.with_reference(made, split or pairs(), 100, own.machine, own.cache)
 
     moved, frozen = policy(), policy()
     next(iter(moved.trainable().values())).data += 0.1
     next(p for p in frozen.network.parameters() if not p.requires_grad).data += 0.1
     for made in (policy(), moved, frozen, policy(), moved):
         refer(made)
-    refer(policy(), 4)
-    assert passes == [8, 8, 8, 4]
+    assert passes == [8, 8, 8]
+    refer(policy(), pairs(4))
+    refer(policy(), Split([t._replace(prompt=[*t.prompt, 2]) for t in pairs().trees], Ledger()))
+    refer(
+        policy(),
+        Split([t._replace(completions=t.completions[::-1]) for t in pairs().trees], Ledger()),
+    )
+    assert passes[3:] == [4, 8, 8]
 
 
 def test_the_kl_is_estimated_on_held_out_prompts_where_asked(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_beta_follows_the_kl_where_a_target_is_set(tmp_path: Path) -> None:
     assert set(logged(tmp_path / "fixed", "rollouts", "beta")) == {config.beta}
 
 
-@pytest.mark.parametrize(("golds", "validations"), [([1, 2, 1, 1, 9], 4), ([1, 1, 1, 9], 3)])
+@pytest.mark.parametrize(("golds", "validations"), [([1, 2, 0, 1, 9], 4), ([1, 1, 1, 9], 3)])
 def test_it_stops_when_gold_turns(
     golds: list[float],
     validations: int,
@@ -282,6 +282,16 @@ def _with_gold(experience: Any, left: Any) -> Any:
         return found if temperature else found._replace(gold=[next(left)] * len(trees))
 
     return told
+
+
+def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:
+    """Though it draws answers: its draws are its own."""
+    watched, unwatched = policy(), policy()
+    run(watched, ppo_stage(validate_every=4), tmp_path / "watched", prompts(6))
+    run(unwatched, ppo_stage(), tmp_path / "unwatched")
+    assert table(tmp_path / "watched") == table(tmp_path / "unwatched")
+    for name, tensor in watched.state().items():
+        assert torch.equal(tensor, unwatched.state()[name])
 
 
 LONG = ppo_stage(
