@@ -1002,6 +1002,7 @@ class Done:
 
     folder: Path
     objective: float | None = None
+    wandb: WandbConfig | None = None  # where the job logged, for the table of all of them
 
 
 @dataclass(frozen=True)
@@ -1029,6 +1030,7 @@ class Task:
     failed: Callable[[Mapping[str, Any], list[str], Exception], Done] | None
     name: Callable[[Mapping[str, Any]], str] | None
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # of a multirun's jobs
+    group: str | None = None  # of a multirun, in W&B, where no other is asked for
 
     def __call__(self, config: "DictConfig") -> Outcome:
         from hydra.core.hydra_config import HydraConfig
@@ -1037,6 +1039,8 @@ class Task:
         tree, state = plain(config), HydraConfig.get()
         overrides = list(state.overrides.task)
         multirun = state.mode == RunMode.MULTIRUN
+        if "wandb" in tree and tree["wandb"]["group"] is None:
+            tree["wandb"]["group"] = self.group
         if multirun and self.name is not None:
             print(f"\n=== {' '.join(overrides)}", flush=True)
         try:
@@ -1071,10 +1075,12 @@ def open_door(
     job: Job,
     failed: Callable[[Mapping[str, Any], list[str], Exception], Done] | None = None,
     name: Callable[[Mapping[str, Any]], str] | None = None,
+    finished: Callable[[list[Outcome]], None] | None = None,
 ) -> NoReturn:
     """Runs `job(tree, overrides, multirun)` on what the command line asks for, and exits.
 
-    0: done. 2: the user's mistake, told in one sentence. 1: anything else, with its traceback.
+    `finished` is handed what the jobs of a multirun came to. The exit code is 0: done; 2: the
+    user's mistake, told in one sentence; 1: anything else, with its traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises to here in place of exiting by itself
     import hydra
@@ -1087,6 +1093,8 @@ def open_door(
     main = hydra.main(config_path=str(conf_dir()), config_name=door, version_base="1.3")(task)
     try:
         main()
+        if finished is not None and task.outcomes:
+            finished(task.outcomes)
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explain(door, error)}", file=sys.stderr)
         sys.exit(2)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +40,7 @@ class Jobs:
     def __init__(self, context: HydraContext, task: Any, master: DictConfig) -> None:
         self.context = context
         self.task = cast(Task, task)
+        self.task.group = f"multirun {datetime.now():%Y-%m-%d %H:%M:%S}"
         self.master = master
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=master

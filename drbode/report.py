@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drbode import config
-from drbode.config import ReportConfig, WandbConfig
+from drbode.config import ReportConfig
 
 
 def arguments(words: Sequence[str]) -> list[str]:
@@ -22,37 +22,14 @@ def arguments(words: Sequence[str]) -> list[str]:
     return found
 
 
-def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> None:
+def job(tree: Mapping[str, Any], _overrides: list[str], _multirun: bool) -> None:
     """What Hydra calls: one report."""
+    from drbode.reporting.outputs import report
     from drbode.reporting.runs import record_files
 
     asked = config.build(ReportConfig, tree)
     folder = Path(asked.folder)
-    write(record_files(folder), folder / "report", asked.baseline, asked.measure, asked.wandb)
-
-
-def write(
-    records: Sequence[Path],
-    folder: Path,
-    baseline: str | None,
-    measure: str,
-    wandb: WandbConfig,
-) -> None:
-    """Prints the table of these records, and writes it with its figures to `folder`."""
-    from drbode.reporting import outputs, terminal
-    from drbode.reporting.runs import read_runs
-    from drbode.reporting.table import build_table
-
-    runs, complaints = read_runs(records)
-    for complaint in complaints:
-        print(f"warning: {complaint}", file=sys.stderr)
-    if not runs:
-        raise config.BadInput(f"folder: {folder.parent} holds no whole record of a run")
-    table = build_table(runs, baseline, measure)
-    terminal.show_table(table)
-    outputs.write(table, folder)
-    outputs.log(table, folder, wandb)
-    print(f"written to {folder}: index.html, table.md, table.tex, table.csv, *.png")
+    report(record_files(folder), folder / "report", asked.baseline, asked.measure, asked.wandb)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import Done, PpoConfig, StageConfig, TrainConfig
+from drbode.config import Done, Outcome, PpoConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from drbode.models.base import Policy
@@ -49,7 +49,24 @@ def train(asked: TrainConfig, overrides: list[str]) -> Done:
         else:
             _train(asked.resolved(), run)
         _show(run)
-    return Done(folder, _objective(asked, run))
+    return Done(folder, _objective(asked, run), asked.wandb)
+
+
+def finished(outcomes: list[Outcome]) -> None:
+    """The table of a multirun's jobs, which ends it."""
+    from drbode.reporting import outputs
+
+    folders = list(dict.fromkeys(o.done.folder for o in outcomes if o.done is not None))
+    records = [folder / "record.json" for folder in folders]
+    if not records:
+        return
+    words = [word.partition("=") for outcome in outcomes for word in outcome.overrides]
+    keys = dict.fromkeys(key for key, _, _ in words)
+    swept = [key for key in keys if len({value for k, _, value in words if k == key}) > 1]
+    name = "-".join([*swept, config.digest(sorted(folder.name for folder in folders))])
+    wandb = next((o.done.wandb for o in outcomes if o.done and o.done.wandb), None)
+    print()
+    outputs.report(records, folders[0].parent / "tables" / name.replace("/", "."), wandb=wandb)
 
 
 def _objective(asked: TrainConfig, run: "Run") -> float | None:
@@ -309,4 +326,4 @@ def _show(run: "Run") -> None:
 
 
 if __name__ == "__main__":
-    config.open_door("train", job, failed, name)
+    config.open_door("train", job, failed, name, finished)

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("WANDB_SILENT", None)  # under it an offline run could not be read back
 
 from jaxtyping import install_import_hook
 

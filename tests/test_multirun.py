@@ -6,20 +6,18 @@ Most go through a door that is open like train's and whose jobs do next to nothi
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
-from wandb.proto import wandb_internal_pb2
 
 from drbode import config, train
 from drbode.config import BadInput
+from tests import offline_wandb
 from tests.test_train import door
 
 ROOT = Path(__file__).parent.parent
@@ -162,36 +160,18 @@ def finished(folder: Path) -> dict[int, tuple[Path, dict[str, Any]]]:
     }
 
 
-def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """What an offline W&B file holds: LevelDB's log format after a header of 7 bytes."""
-    data, at, part = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768  # of this block; fewer bytes than a header's are padding
-        if left < 7:
-            at += left
-            continue
-        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        part += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(part)
-            yield record
-            part = b""
-
-
-def wandb_run(folder: Path) -> tuple[str, str, dict[str, Any], set[str]]:
-    """Id, name, config and metrics of the one offline W&B run in a folder, read back."""
+def wandb_run(folder: Path) -> tuple[Any, dict[str, Any], set[str]]:
+    """The one offline W&B run in a folder, read back, with its config and metrics."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     found, metrics = None, set()
-    for row in wandb_records(path):
+    for row in offline_wandb.records(path):
         if row.WhichOneof("record_type") == "run":
             found = row.run
         for item in row.history.item:
-            metrics.add(item.key or "/".join(item.nested_key))
+            metrics.add(item.key or item.nested_key[0])
     assert found is not None
     asked = {u.key: json.loads(u.value_json) for u in found.config.update}
-    return found.run_id, found.display_name, asked, metrics
+    return found, asked, metrics
 
 
 def test_equal_jobs_run_once_and_failed_ones_leave_a_record(grid: Any) -> None:
@@ -205,13 +185,31 @@ def test_equal_jobs_run_once_and_failed_ones_leave_a_record(grid: Any) -> None:
     assert all("seed: expected" in r["error"] for r in failed)
 
 
+def test_a_multirun_ends_in_the_table_of_its_jobs(grid: Any) -> None:
+    """In the terminal, on disk, and in W&B in the group of the jobs; failed ones stand in it."""
+    folder, done = grid
+    shown = done.stdout[done.stdout.index("what came out") :]
+    assert "no result (BadInput: seed: expected" in shown
+    assert "with one seed nothing tells" in shown
+    (table,) = folder.glob("outputs/tables/sft.max_tokens-lora.r-seed-*")
+    text = (table / "table.md").read_text()
+    for size in (1024, 16384):
+        assert f"sft.max_tokens={size}" in text
+    assert {"index.html", "table.csv", "table.tex", "pareto.png"} <= set(os.listdir(table))
+    summary, _, metrics = wandb_run(table)
+    jobs = [wandb_run(run)[0] for run, _ in finished(folder).values()]
+    assert {job.run_group for job in jobs} == {summary.run_group}
+    assert summary.run_group.startswith("multirun 20")
+    assert {"table", "pareto"} <= metrics
+
+
 def test_each_job_of_a_process_has_a_wandb_run_and_a_memory_peak_of_its_own(grid: Any) -> None:
     runs = finished(grid[0])
     ids = set()
     for size, (folder, _) in runs.items():
-        number, name, asked, metrics = wandb_run(folder)
-        ids.add(number)
-        assert name == folder.name
+        logged, asked, metrics = wandb_run(folder)
+        ids.add(logged.run_id)
+        assert logged.display_name == folder.name
         assert asked["sft"]["max_tokens"] == size
         assert "sft/benchmark/accuracy" in metrics
     assert len(ids) == 2

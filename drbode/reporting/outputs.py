@@ -1,12 +1,36 @@
 """Where an ablation table goes: a folder, and a W&B run."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from drbode.config import WandbConfig
+from drbode.config import BadInput, WandbConfig
+from drbode.reporting import terminal
 from drbode.reporting.figures import figures
 from drbode.reporting.page import to_html
-from drbode.reporting.table import AblationTable
+from drbode.reporting.runs import read_runs
+from drbode.reporting.table import AblationTable, build_table
+
+
+def report(
+    records: Sequence[Path],
+    folder: Path,
+    baseline: str | None = None,
+    measure: str = "accuracy",
+    wandb: WandbConfig | None = None,
+) -> None:
+    """Prints the table of these records, and writes it with its figures to `folder`."""
+    runs, complaints = read_runs(records)
+    for complaint in complaints:
+        print(f"warning: {complaint}", file=sys.stderr)
+    if not runs:
+        raise BadInput(f"folder: {folder.parent} holds no whole record of a run")
+    table = build_table(runs, baseline, measure)
+    terminal.show_table(table)
+    write(table, folder)
+    if wandb is not None:
+        log(table, folder, wandb)
+    print(f"written to {folder}: index.html, table.md, table.tex, table.csv, *.png")
 
 
 def write(table: AblationTable, folder: Path) -> None:
@@ -27,7 +51,7 @@ def write(table: AblationTable, folder: Path) -> None:
 
 def title(folder: Path) -> str:
     """What the table is of: the study's name, by its folders."""
-    named = [p for p in folder.resolve().parts if p not in ("report", "records", "outputs")]
+    named = [p for p in folder.resolve().parts if p not in ("report", "records")]
     return f"drbode: {named[-1]}"
 
 
@@ -42,7 +66,7 @@ def log(table: AblationTable, folder: Path, config: WandbConfig) -> None:
         project=config.project,
         group=config.group,
         job_type="summary",
-        name=f"table {config.group or folder.resolve().parent.name}",
+        name=f"table of {config.group or title(folder).removeprefix('drbode: ')}",
         reinit="create_new",
         settings=wandb.Settings(mode=config.mode, silent=True, x_disable_stats=True),
     )

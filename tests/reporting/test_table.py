@@ -14,9 +14,8 @@ from statsmodels.stats.multitest import multipletests
 
 from drbode import report
 from drbode.config import BadInput, WandbConfig
+from drbode.reporting import outputs
 from drbode.reporting.figures import figures
-from drbode.reporting.outputs import log
-from drbode.reporting.outputs import write as write_outputs
 from drbode.reporting.page import to_html
 from drbode.reporting.runs import read_runs, record_files
 from drbode.reporting.table import AblationTable, build_table
@@ -271,8 +270,8 @@ def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
 def test_wandb_gets_a_summary_run_that_can_be_read_back(study: Path) -> None:
     table = table_of(study)
     folder = study / "report"
-    write_outputs(table, folder)
-    log(table, folder, WandbConfig("offline", "drbode", "a-group"))
+    outputs.write(table, folder)
+    outputs.log(table, folder, WandbConfig("offline", "drbode", "a-group"))
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     keys: set[str] = set()
     groups: set[str] = set()
@@ -320,9 +319,7 @@ def test_a_record_cut_in_half_is_told_and_the_rest_reported(
     del data["stages"]["sft"]["summary"]["accuracy"]
     short.write_text(json.dumps(data))
     store(study, "other", {"result": 3, "ended": ""})
-    report.write(
-        record_files(study), study / "report", None, "accuracy", WandbConfig("disabled", "", None)
-    )
+    outputs.report(record_files(study), study / "report")
     said = capsys.readouterr()
     assert said.err.count("\n") == 3
     assert f"{half}: is no whole record" in said.err
@@ -338,11 +335,9 @@ def test_a_report_needs_no_torch(study: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from drbode import report; "
-        "from drbode.config import WandbConfig; "
+        "import sys; from pathlib import Path; from drbode.reporting.outputs import report; "
         "from drbode.reporting.runs import record_files; "
-        f"report.write(record_files(Path({str(study)!r})), Path({str(study)!r}) / 'report', "
-        "None, 'accuracy', WandbConfig('disabled', '', None)); "
+        f"folder = Path({str(study)!r}); report(record_files(folder), folder / 'report'); "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
