@@ -1114,7 +1114,7 @@ def _explain(door: str, error: Exception) -> str:
         group, option = found.groups()
         if option in SWEEP_PLUGINS:
             return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
-        options = groups().get(group, [])
+        options = groups().get(group) or re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return (
             f"{group}: there is no option {option}; expected {_one_of(options)}"
             f"{_nearest(option, options)}"

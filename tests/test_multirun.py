@@ -14,8 +14,9 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from drbode import config, train
+from drbode import config, multirun, train
 from drbode.config import BadInput
 from tests import offline_wandb
 from tests.test_train import door
@@ -98,6 +99,30 @@ def test_jobs_in_other_processes_share_threads_and_fail_alone(
     assert told == ["eight", "seed: not 7"]
     failures = re.findall(r"failed: .* seed=(\d)\b.*: (?:seed: not 7|eight)", done.stderr)
     assert sorted(failures) == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "jobs", "threads"),
+    [
+        ("basic", {}, 4, None),
+        ("joblib", {"n_jobs": 2}, 4, 4),
+        ("joblib", {"n_jobs": 2}, 1, 8),
+        ("joblib", {"n_jobs": -1}, 40, 1),
+        ("joblib", {"n_jobs": 99}, 40, 1),
+        ("submitit_local", {}, 3, 2),
+        ("submitit_slurm", {"cpus_per_task": 6}, 40, 6),
+        ("submitit_slurm", {"cpus_per_task": None}, 40, 1),
+    ],
+)
+def test_eight_cores_are_shared_by_the_jobs_that_run_at_a_time(
+    launcher: str,
+    options: dict[str, Any],
+    jobs: int,
+    threads: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multirun, "_cores", lambda: 8)
+    assert multirun._threads(launcher, OmegaConf.create(options), jobs) == threads
 
 
 def test_the_exit_code_is_that_of_the_jobs_and_threads_asked_for_stand(tmp_path: Path) -> None:
@@ -299,17 +324,20 @@ def test_a_search_goes_on_from_where_it_stopped_and_failures_do_not_end_it(tmp_p
     assert "===" not in done.stdout
 
 
-def test_a_trial_that_was_interrupted_is_taken_up(tmp_path: Path) -> None:
-    small_door(*SEARCH, "hydra.sweeper.trials=1", cwd=tmp_path)
+def test_a_trial_that_was_interrupted_is_taken_up_and_none_is_drawn_twice(tmp_path: Path) -> None:
+    at_random = [*SEARCH, "hydra.sweeper.startup=9"]
+    small_door(*at_random, "hydra.sweeper.trials=1", cwd=tmp_path)
     storage = f"sqlite:///{tmp_path}/outputs/search.db"
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
     space = study.trials[0].distributions
     stopped = study.ask(space).params
-    small_door(*SEARCH, "hydra.sweeper.trials=2", cwd=tmp_path)
+    small_door(*at_random, "hydra.sweeper.trials=2", cwd=tmp_path)
     # It stands there once as interrupted, and once as it came out.
-    again = [*trials(tmp_path, "COMPLETE")[1:], *trials(tmp_path, "FAIL")[1:]]
-    assert again == [stopped]
+    assert [*trials(tmp_path, "COMPLETE")[1:], *trials(tmp_path, "FAIL")[1:]] == [stopped]
+    small_door(*at_random, "hydra.sweeper.trials=3", cwd=tmp_path)
+    drawn = [*trials(tmp_path, "COMPLETE"), *trials(tmp_path, "FAIL")]
+    assert len({t["sft.learning_rate"] for t in drawn}) == len(drawn) - 1
 
 
 @pytest.mark.parametrize(
@@ -326,6 +354,7 @@ def test_a_trial_that_was_interrupted_is_taken_up(tmp_path: Path) -> None:
         (["-m", "seed=1,2", "objective=accuracy"], ["objective", "only a search"]),
         (["objective=accuracy"], ["objective", "only a search"]),
         (["-m", "sft.learning_rate=interval(1e-4,1e-2)"], ["sft.learning_rate", "interval"]),
+        (["-m", "hydra/launcher=jobli"], ["hydra/launcher", "no option jobli", "mean joblib?"]),
         (["-m", "lora.rr=1,2"], ["lora.rr", "did you mean lora.r"]),
     ],
 )
