@@ -1,0 +1,347 @@
+"""Examples before the question: what is shared against what is not, and against lm-eval.
+
+    python experiments/benchmarks/fewshot.py --rounds 3 --questions exam.jsonl
+
+The shipped model on the CPU in fp32 answers by the probability of each alternative's text (or, with
+`--protocol letter`, of its letter): all shipped questions, with the shipped examples, and half of
+those of a file in drbodebench's columns, with examples from its other half.
+
+    fixed 8, drbode     the same 8 examples everywhere, run once for all questions
+    fixed 8, trees      the same program without that: a question's alternatives share its prompt
+    fixed 8, apart      nothing is shared: each alternative behind a whole prompt of its own
+    random 8, drbode    8 examples of each question's own
+    random 8, lm-eval   the same by the hf model of lm-evaluation-harness
+    none, drbode        no examples
+    none, lm-eval       the same by lm-evaluation-harness
+
+Every arm begins with the questions and their examples and ends with a letter for each, so
+rendering and tokenising are in the time; loading the model and choosing the examples are not. All
+arms get the same ids from drbode's renderer: lm-eval's own tokenising moves the white space at the
+end of a prompt into the continuation, and a mean over other tokens may give another answer. lm-eval
+runs with the fastest of its batch sizes on some of the questions. The arms take turns in one
+process, after each has been run on a few questions. Where two arms are asked the same, what they
+answer must be equal on every question.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from drbode.config import BODINHO, BenchmarkConfig, EvaluateConfig, build, compose
+from drbode.data import sources
+from drbode.data.prompts import Renderer
+from drbode.data.rows import Question
+from drbode.data.trees import Tree, pack, within
+from drbode.evaluation import multiple_choice
+from drbode.models.base import Policy, bodinho_folder
+from drbode.models.machine import Machine
+
+RECORD = Path(__file__).with_suffix(".json")
+LIBRARIES = ("drbode", "torch", "transformers", "lm_eval")
+SHOTS = 8
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # that lm-eval may choose from
+WARM_UP = 8
+# A faster arm, a slower one, and times as fast it is to be on the shipped questions.
+TARGETS = (
+    ("fixed 8, drbode", "fixed 8, apart", 20.0),
+    ("random 8, drbode", "random 8, lm-eval", 4.0),
+    ("none, drbode", "none, lm-eval", 5.0),
+)
+
+Letters = list[str | None]
+Run = Callable[[BenchmarkConfig, Sequence[Question]], Letters]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The same weights as drbode and as lm-eval have them."""
+
+    policy: Policy
+    harness: Any
+
+    @property
+    def renderer(self) -> Renderer:
+        return Renderer(self.policy.tokenizer, self.policy.context)
+
+    def drbode(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        machine = Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
+        answers = multiple_choice.answer(self.policy, self.renderer, questions, asked, machine)
+        return [answer.letter for answer in answers]
+
+    def trees(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        with _nothing_shared_between_questions():
+            return self.drbode(asked, questions)
+
+    def apart(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        trees = self._trees(asked, questions)
+        alone = [
+            Tree(tree.prompt, [completion]) for tree in trees for completion in tree.completions
+        ]
+        sums: list[float] = []
+        with torch.inference_mode():
+            for group in within(alone, asked.max_tokens):
+                batch = pack(group)
+                sums += batch.sums(self.policy.logps(**batch.inputs()).double()).tolist()
+        return _best(asked, questions, trees, sums)
+
+    def lm_eval(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        trees = self._trees(asked, questions)
+        requests = [
+            (("", ""), tree.prompt, completion.ids)
+            for tree in trees
+            for completion in tree.completions
+        ]
+        found = self.harness._loglikelihood_tokens(requests, disable_tqdm=True)
+        return _best(asked, questions, trees, [logprob for logprob, _ in found])
+
+    def _trees(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> list[Tree]:
+        renderer = self.renderer
+        render = renderer.letter if asked.protocol == "letter" else renderer.alternatives
+        trees = []
+        for question in questions:
+            (tree,) = render(question).trees
+            trees.append(tree)
+        return trees
+
+
+def _best(
+    asked: BenchmarkConfig,
+    questions: Sequence[Question],
+    trees: Sequence[Tree],
+    sums: Sequence[float],
+) -> Letters:
+    """The letter of the highest score: of a text the mean over its tokens, of a letter the sum."""
+    left = iter(sums)
+    letters: Letters = []
+    for question, tree in zip(questions, trees, strict=True):
+        lengths = (1 if asked.protocol == "letter" else len(c.ids) for c in tree.completions)
+        scores = {k: next(left) / n for k, n in zip(question.alternatives, lengths, strict=True)}
+        letters.append(max(scores, key=scores.__getitem__))
+    return letters
+
+
+@contextmanager
+def _nothing_shared_between_questions() -> Iterator[None]:
+    kept = multiple_choice.WORTH_SHARING
+    multiple_choice.WORTH_SHARING = sys.maxsize
+    try:
+        yield
+    finally:
+        multiple_choice.WORTH_SHARING = kept
+
+
+def load() -> Models:
+    folder = bodinho_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2)
+    )
+    return Models(Policy(ours, tokenizer), HFLM(theirs, tokenizer=tokenizer, device="cpu"))
+
+
+def settings(path: str, protocol: str, questions: int | None) -> BenchmarkConfig:
+    """The shipped settings, with 8 examples that are dropped where they do not fit."""
+    words = [f"benchmark={protocol}", f"benchmark.num_fewshot={SHOTS}"]
+    words += ["benchmark.fewshot_overflow=drop"]
+    asked = build(EvaluateConfig, compose("evaluate", words)).benchmark
+    return replace(asked, path=path, fewshot_path=path, questions=questions)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What two or more arms are asked alike: settings, and questions with the examples that fit."""
+
+    settings: BenchmarkConfig
+    questions: list[Question]
+    digest: str
+    tokens: float  # a question, in the mean
+
+    @classmethod
+    def load(cls, models: Models, asked: BenchmarkConfig) -> "Asked":
+        benchmark = multiple_choice.load_benchmark(asked)
+        renderer = models.renderer
+        render = renderer.letter if asked.protocol == "letter" else renderer.alternatives
+        # Dropped here, so that no arm has to find out in its time what fits.
+        put = [multiple_choice._ask(q, render, asked.fewshot_overflow) for q in benchmark.questions]
+        tokens = statistics.mean(one.tree.tokens for one in put)
+        return cls(asked, [one.question for one in put], benchmark.digest, tokens)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A set of questions: seconds of each arm in each round, and where answers part."""
+
+    name: str
+    digest: str
+    questions: int
+    examples: dict[str, float]  # that stand before a question, in the mean
+    tokens: dict[str, float]  # of a question, with its prompt once, in the mean
+    batch_size: dict[str, int]  # that lm-eval was fastest with
+    seconds: list[dict[str, float]]
+    unequal: dict[str, int]  # questions that two arms of the same name answer differently
+
+    def times(self, fast: str, slow: str) -> list[float]:
+        """How many times as fast an arm is, in each round."""
+        return [own[slow] / own[fast] for own in self.seconds]
+
+
+def measure(
+    models: Models, path: str, protocol: str, count: int | None, rounds: int, every: int
+) -> Measured:
+    """Every arm once a round; who begins moves on by one, so that none always runs first."""
+    whole = settings(path, protocol, count)
+    shown = {
+        f"fixed {SHOTS}": whole,
+        f"random {SHOTS}": replace(whole, fewshot_choice="random"),
+        "none": replace(whole, num_fewshot=0),
+    }
+    asked = {name: Asked.load(models, own) for name, own in shown.items()}
+    runs: Mapping[str, Run] = {
+        f"fixed {SHOTS}, drbode": models.drbode,
+        f"fixed {SHOTS}, trees": models.trees,
+        f"fixed {SHOTS}, apart": models.apart,
+        f"random {SHOTS}, drbode": models.drbode,
+        f"random {SHOTS}, lm-eval": models.lm_eval,
+        "none, drbode": models.drbode,
+        "none, lm-eval": models.lm_eval,
+    }
+    sizes = {name: _fastest(models, asked[name], every) for name in (f"random {SHOTS}", "none")}
+
+    def run(arm: str, first: int | None = None) -> Letters:
+        name = arm.rpartition(", ")[0]
+        models.harness.batch_size_per_gpu = sizes.get(name, 1)
+        return runs[arm](asked[name].settings, asked[name].questions[:first])
+
+    for arm in runs:
+        run(arm, WARM_UP)
+    seconds: list[dict[str, float]] = []
+    letters: dict[str, Letters] = {}
+    for number in range(rounds):
+        shift = number % len(runs)
+        taken = {}
+        for arm in (*list(runs)[shift:], *list(runs)[:shift]):
+            began = time.perf_counter()
+            letters[arm] = run(arm)
+            taken[arm] = time.perf_counter() - began
+            print(f"{path}, round {number + 1}, {arm}: {taken[arm]:.2f} s", file=sys.stderr)
+        seconds.append(taken)
+    pairs = [("fixed 8, drbode", "fixed 8, trees"), *(pair[:2] for pair in TARGETS)]
+    return Measured(
+        name=Path(path).stem,
+        digest=asked["none"].digest,
+        questions=len(asked["none"].questions),
+        examples={
+            name: statistics.mean(len(q.examples) for q in own.questions)
+            for name, own in asked.items()
+        },
+        tokens={name: own.tokens for name, own in asked.items()},
+        batch_size=sizes,
+        seconds=seconds,
+        unequal={
+            f"{fast} | {slow}": sum(
+                ours != theirs for ours, theirs in zip(letters[fast], letters[slow], strict=True)
+            )
+            for fast, slow in pairs
+        },
+    )
+
+
+def _fastest(models: Models, asked: Asked, every: int) -> int:
+    """The batch size that lm-eval is fastest with, on every so many questions."""
+    few = asked.questions[::every]
+    taken = {}
+    for size in BATCH_SIZES:
+        models.harness.batch_size_per_gpu = size
+        began = time.perf_counter()
+        models.lm_eval(asked.settings, few)
+        taken[size] = time.perf_counter() - began
+    return min(taken, key=taken.__getitem__)
+
+
+def table(sets: Sequence[Measured]) -> str:
+    """Medians over the rounds; ratios are taken within a round, with their range in brackets."""
+    lines = [
+        "| questions | | tokens a question | questions/s | drbode is faster, times |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for own in sets:
+        for number, arm in enumerate(own.seconds[0]):
+            name = arm.rpartition(", ")[0]
+            speed = own.questions / statistics.median(s[arm] for s in own.seconds)
+            beside = "" if arm.endswith("drbode") else _ratio(own.times(f"{name}, drbode", arm))
+            where = f"{own.name}, {own.questions}" if number == 0 else ""
+            lines.append(f"| {where} | {arm} | {own.tokens[name]:.0f} | {speed:.1f} | {beside} |")
+    return "\n".join(lines)
+
+
+def _ratio(found: Sequence[float]) -> str:
+    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+
+
+def describe(sets: Sequence[Measured], protocol: str) -> dict[str, Any]:
+    """Everything that was measured, and on what."""
+    return {
+        "benchmark": "fewshot",
+        "protocol": protocol,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "precision": "fp32",
+        "max_tokens": settings(BODINHO, protocol, None).max_tokens,
+        "sets": [asdict(own) for own in sets],
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="times every arm is run")
+    parser.add_argument("--questions", help="file of further questions")
+    parser.add_argument("--protocol", choices=("alternatives", "letter"), default="alternatives")
+    parser.add_argument("--first", type=int, help="so many questions of each set, for a trial")
+    parser.add_argument("--every", type=int, default=8, help="batch sizes are tried on every n-th")
+    parser.add_argument("--output", type=Path, default=RECORD, help="file of the record")
+    asked = parser.parse_args()
+    models = load()
+    counts = {BODINHO: asked.first}
+    if asked.questions:
+        half = len(sources.read("question", asked.questions, "test", None, "--questions")) // 2
+        counts[asked.questions] = min(half, asked.first or half)
+    sets = [
+        measure(models, path, asked.protocol, count, asked.rounds, asked.every)
+        for path, count in counts.items()
+    ]
+    asked.output.write_text(json.dumps(describe(sets, asked.protocol), indent=1) + "\n")
+    print(table(sets))
+    shipped = sets[0]
+    for fast, slow, target in TARGETS:
+        found = statistics.median(shipped.times(fast, slow))
+        print(f"{fast}: {found:.2f} times {slow} on {shipped.name} (target {target:g})")
+    if unequal := {pair: n for own in sets for pair, n in own.unequal.items() if n}:
+        sys.exit(f"questions are answered differently, so the times compare nothing: {unequal}")
+
+
+if __name__ == "__main__":
+    main()
