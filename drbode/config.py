@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 Auto = Literal["auto"]
+Kind = Literal["decoder", "encoder"]  # of a model: predicts the next token, or masked ones
 
 
 class BadInput(Exception):  # noqa: N818 -- it is what the user gave, and is caught as such
@@ -146,6 +147,14 @@ class StageConfig:
     checkpoint_every: Count
     checkpoints: CountOrZero
     data: DataConfig
+
+
+@dataclass(frozen=True)
+class MlmConfig(StageConfig):
+    mask_probability: Annotated[float, Range(0, 1, open_low=True)]
+    whole_words: bool
+    nsp: bool
+    pseudo_perplexity_rows: CountOrZero
 
 
 @dataclass(frozen=True)
@@ -328,7 +337,7 @@ class WandbConfig:
 
 
 Objective = Literal["accuracy", "validation_loss"]
-Stage = Literal["cpt", "sft", "dpo", "reward", "ppo"]
+Stage = Literal["cpt", "mlm", "sft", "dpo", "reward", "ppo"]
 Method = Literal["full", "lora", "qlora", "adapter", "bitfit"]
 
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
@@ -363,6 +372,7 @@ class TrainConfig:
     dpo: DpoConfig
     reward: RewardConfig
     ppo: PpoConfig
+    mlm: MlmConfig
     data: LaboratoryConfig
     benchmark: BenchmarkConfig
     open: OpenConfig
@@ -421,6 +431,13 @@ class TrainConfig:
                 "benchmark.protocol: a run scores open answers beside its multiple choice (open."
                 f"prompts), got open; expected {_one_of(typing.get_args(MultipleChoice))}"
             )
+        if "mlm" in self.stages:
+            problems += self._encoder_problems()
+        elif self.model.path == BERTINHO:
+            problems.append(
+                f"model.path: {BERTINHO} is an encoder, which {_one_of(self.stages)} cannot train; "
+                "choose stages=mlm, or a decoder such as model=bodinho"
+            )
         if self.data.conditions != "default" and not self.reads_bodinho():
             problems.append(
                 "data.conditions: neither the stages' data nor the benchmark is bodinho, got "
@@ -439,7 +456,8 @@ class TrainConfig:
             if block.learning_rate == "auto" and self._auto_rate(stage) is None:
                 problems.append(
                     f"{stage}.learning_rate: auto finds no value in model.learning_rates for "
-                    f"method {self.method}; set {stage}.learning_rate to a number"
+                    f"method {self.method}; set {stage}.learning_rate to a number, or choose a "
+                    "stage and method that the model has one for"
                 )
             if self._unvalidated(stage) and (block.patience or block.keep_best):
                 problems.append(
@@ -482,6 +500,36 @@ class TrainConfig:
         data = self.stage(stage).data
         return data.validation_share == 0 and data.validation_path is None and data.path != BODINHO
 
+    def _encoder_problems(self) -> list[str]:
+        """What stage mlm, which trains encoders, does not go with."""
+        problems = []
+        if others := [stage for stage in self.stages if stage != "mlm"]:
+            problems.append(
+                f"stages: mlm trains an encoder and {_one_of(others)} a decoder, which no model is "
+                "both; run them apart"
+            )
+        if self.model.path == BODINHO:
+            problems.append(
+                f"model.path: {BODINHO} is a decoder, which has no masked tokens to predict; stage "
+                f"mlm expects an encoder, as model={BERTINHO}"
+            )
+        if self.method == "qlora":
+            problems.append(
+                "method: stage mlm trains by full, lora, adapter or bitfit, got qlora; choose one "
+                "of them"
+            )
+        if self.benchmark.protocol != "alternatives":
+            problems.append(
+                "benchmark.protocol: an encoder writes no answer, expected alternatives, got "
+                f"{self.benchmark.protocol}; set benchmark=alternatives"
+            )
+        if self.benchmark.shots:
+            problems.append(
+                "benchmark.num_fewshot: an encoder is asked without examples, got "
+                f"{self.benchmark.shots}; leave it out"
+            )
+        return problems
+
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
         return block
@@ -498,6 +546,11 @@ class TrainConfig:
     def preferring(self) -> Stage | None:
         """The first stage that changes the policy by preferences; its prompts are answered."""
         return next((stage for stage in self.stages if stage in ("dpo", "ppo")), None)
+
+    @property
+    def kind(self) -> Kind:
+        """What the stages train."""
+        return "encoder" if "mlm" in self.stages else "decoder"
 
     def refers_to_base(self) -> bool:
         """Whether a stage's reference is the base, not the policy that the stage began with."""
@@ -517,12 +570,15 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
-        if self.forgetting.questions_path is None and self.forgetting.text_path is None:
+        no_text = self.forgetting.text_path is None or self.kind == "encoder"
+        if self.forgetting.questions_path is None and no_text:
             keys.add("forgetting.split")
         if self.open.prompts == 0:
             keys.add("open.max_new_tokens")
         for stage in self.stages:
             keys |= {f"{stage}.data.{name}" for name in self.stage(stage).data.unread()}
+        if self.kind == "encoder":
+            keys |= {"model.chat_template", "forgetting.text_path"}
         return keys | self.benchmark.unread()
 
     def _auto_rate(self, stage: Stage) -> float | None:
@@ -544,6 +600,8 @@ class TrainConfig:
         changes["budget"] = BudgetConfig(None, None)
         if self.lora.alpha == "auto":
             changes["lora"] = dataclasses.replace(self.lora, alpha=2.0 * self.lora.r)
+        if self.kind == "encoder":  # which gives a text no probability
+            changes["forgetting"] = dataclasses.replace(self.forgetting, text_path=None)
         return dataclasses.replace(self, **changes)
 
     def _share(self, stage: Stage) -> dict[str, Any]:
@@ -665,6 +723,8 @@ UNREAD_BY_CHAT = (
 ROWS_FILES = (".jsonl", ".json", ".parquet")
 SWEEP_PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's, of the extra `sweep`
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
+BERTINHO = "bertinho"  # the encoder beside it: a config and a tokenizer, its weights are drawn
+SHIPPED = {BODINHO: "data/bodinho/base", BERTINHO: "data/bertinho"}  # folders of the package
 FILES = (  # keys of a block that name a file or folder
     *("path", "validation_path", "questions_path", "text_path"),
     *("chat_template", "reward", "fewshot_path"),
@@ -674,6 +734,8 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.reference": "dpo.loss=reference_free",
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
+    "model.chat_template": "stage mlm, whose rows are plain text",
+    "forgetting.text_path": "stage mlm, for an encoder gives a text no probability",
     "open.max_new_tokens": "open.prompts=0",
     "forgetting.split": "forgetting.questions_path=null and forgetting.text_path=null",
     "benchmark.max_new_tokens": "a protocol other than generate or open",
@@ -743,8 +805,8 @@ def content(path: str) -> str | None:
     A file goes by its bytes, a folder by its files' names, sizes and times; None for what is not
     here, such as a hub id, which its revision names.
     """
-    if path == BODINHO:
-        shipped = Path(__file__).resolve().parent / "data" / BODINHO
+    if path in SHIPPED:
+        shipped = Path(__file__).resolve().parent / "data" / path
         files = sorted(f for f in shipped.rglob("*") if f.suffix in BODINHO_FILES)
         parts = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
     elif Path(path).is_file():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import BadInput, Done, EvaluateConfig, ModelConfig
+from drbode.config import BadInput, Done, EvaluateConfig, Kind, ModelConfig
 
 if TYPE_CHECKING:
     from drbode.models.base import Policy
@@ -50,7 +50,8 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
 
     machine = machines.resolve(asked.trainer, asked.model, None)
     benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data.conditions)
-    policy = _load(asked.model, machine)
+    either = asked.benchmark.protocol == "alternatives" and not asked.benchmark.shots
+    policy = _load(asked.model, machine, kind=None if either else "decoder")
     terminal.show_plan(
         {
             "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
@@ -161,11 +162,13 @@ def _models(asked: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
     }
 
 
-def _load(model: ModelConfig, machine: "Machine", seed: int = 0) -> "Policy":
+def _load(
+    model: ModelConfig, machine: "Machine", seed: int = 0, kind: Kind | None = "decoder"
+) -> "Policy":
     from drbode.models.base import load_policy, quantization_of
 
     held = quantization_of(model)
-    policy = load_policy(model, machine.torch_dtype, machine.attention, seed, held)
+    policy = load_policy(model, machine.torch_dtype, machine.attention, seed, held, kind)
     policy.network.to(machine.accelerator)
     return policy
 

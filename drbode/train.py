@@ -111,12 +111,14 @@ def _train(asked: TrainConfig, run: "Run") -> None:
 
     def load(quantized: bool) -> "Policy":
         held = machine.quantization(asked.qlora) if quantized else None
-        policy = load_policy(asked.model, machine.torch_dtype, machine.attention, asked.seed, held)
+        policy = load_policy(
+            asked.model, machine.torch_dtype, machine.attention, asked.seed, held, asked.kind
+        )
         wrap(policy, asked)
         policy.network.to(machine.accelerator)
         return policy
 
-    described = describe(asked.model)
+    described = describe(asked.model, asked.kind)
     splits = {
         stage: load_splits(
             stage,
@@ -180,7 +182,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             machine=machine,
             trainer=asked.trainer,
             loggers=loggers,
-            end=renderer.turn_end[1],
+            end=renderer.turn_end[1] if asked.kind == "decoder" else policy.tokenizer.sep_token_id,
             folder=run.folder,
             cache=run.folder.parent / ".cache",
             base=policy.state() if asked.refers_to_base() else {},

@@ -27,6 +27,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -42,8 +44,6 @@ from drbode.training.callbacks import CsvLogger
 from drbode.training.stages import Surroundings
 
 VOCABULARY = 97
-# For runs whose tests are about something else than what a run forgets.
-NO_GENERAL = ("forgetting.questions_path=null", "forgetting.text_path=null")
 
 # Plain peft and transformers compute the same on every processor (see models/base.py).
 bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
@@ -77,8 +77,18 @@ def tiny(family: str) -> nn.Module:
     """A network of a family with random weights, small and fp32, in evaluation mode."""
     torch.manual_seed(0)
     common = {"vocab_size": VOCABULARY, "max_position_embeddings": 256}
-    if family == "gpt2":
-        network: nn.Module = GPT2LMHeadModel(
+    if family == "bert":
+        network: nn.Module = BertForPreTraining(
+            BertConfig(
+                **common,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+            )
+        )
+    elif family == "gpt2":
+        network = GPT2LMHeadModel(
             GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=VOCABULARY)
         )
     else:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from drbode import config, evaluate, train
 from drbode.models import base
-from tests.conftest import NO_GENERAL
 
 DOORS: dict[str, Any] = {"train": train, "evaluate": evaluate}
 
@@ -274,7 +273,6 @@ RUN = [
     "stages=[cpt,sft]",
     "lora.r=2",
     "cpt.data.path=texts.jsonl",
-    *NO_GENERAL,
     "cpt.steps=2",
     "cpt.checkpoints=0",
     "sft.data.path=rows.jsonl",

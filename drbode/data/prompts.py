@@ -5,6 +5,7 @@ Text and special tokens come from the tokenizer's own chat template. The pieces 
 token straddles their seam, and rendered text is tokenised without adding special tokens again.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -99,6 +100,47 @@ class Renderer:
         parts = [ids[i : i + self.max_length] for i in range(0, len(ids), self.max_length)]
         trees = [Tree([], [Completion(part, [True] * len(part))]) for part in parts]
         return Rendered([t for t in trees if t.supervised])
+
+    def masked(self, row: Text, pairs: bool) -> Rendered:
+        """A document for an encoder, as [CLS] text [SEP] or, with `pairs`, [CLS] A [SEP] B [SEP].
+
+        One too long becomes several. Segments are made of whole sentences, two about as long; a
+        document of one sentence has no second one.
+        """
+        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        if not pairs:
+            parts = _split(self._ids(row.text), self.max_length - 2)
+            segments = [[part] for part in parts]
+        else:
+            half = (self.max_length - 3) // 2
+            sentences = [self._ids(s) for s in re.split(r"(?<=[.!?])\s+", row.text)]
+            parts = _segments([part for s in sentences for part in _split(s, half)], half)
+            segments = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        trees = [
+            Tree([start], [Completion([*p, end], [True] * len(p) + [False]) for p in own])
+            for own in segments
+        ]
+        return Rendered(trees, dropped=None if trees else "no token to mask")
+
+    def pseudo(self, row: Question) -> Rendered:
+        """The question with each alternative as an encoder reads it, the alternative supervised.
+
+        [CLS] question alternative [SEP], a tree each. A question that is too long loses its start.
+        """
+        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        stem = self._ids(row.stem if row.image is None else f"{row.stem}\n\n{row.image}")
+        answers = [self._ids(text) for text in row.alternatives.values()]
+        room = self.max_length - 2 - max(map(len, answers))
+        if room < 1:
+            raise BadInput(
+                f"{row.where}: alternativas: too long for the model's {self.max_length} tokens; "
+                "leave the question out"
+            )
+        prompt = [start, *stem[-room:]]
+        trees = [
+            Tree(prompt, [Completion([*ids, end], [True] * len(ids) + [False])]) for ids in answers
+        ]
+        return Rendered(trees, cut=len(stem) > room)
 
     def chat(self, row: Chat) -> Rendered:
         """Every assistant turn, with the token that ends it, supervised; nothing else.
@@ -273,3 +315,21 @@ class Renderer:
             turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
         )
         return text
+
+
+def _split(ids: list[int], size: int) -> list[list[int]]:
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def _segments(pieces: list[list[int]], room: int) -> list[list[int]]:
+    """Pieces joined into as few pairs of segments as fit, all segments about as long."""
+    total = sum(map(len, pieces))
+    aim = total / (2 * math.ceil(total / (2 * room))) if total else 0
+    parts: list[list[int]] = []
+    for piece in pieces:
+        held = len(parts[-1]) if parts else 0
+        if parts and held + len(piece) / 2 <= aim and held + len(piece) <= room:
+            parts[-1] = parts[-1] + piece
+        else:
+            parts.append(piece)
+    return parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from drbode.config import BODINHO, BadInput, SftConfig, Stage, StageConfig
+from drbode.config import BODINHO, BadInput, MlmConfig, SftConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
@@ -26,7 +26,8 @@ class Ledger:
     supervised: int = 0
     cut: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    ends_supervised: float = 0.0  # share of the sequences whose last token is supervised
+    # Share of the sequences whose last token is supervised; None: no token learns to end one.
+    ends_supervised: float | None = 0.0
     digest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +77,9 @@ def load_splits(
             f"({why or 'all rows are empty'}); raise {stage}.max_length or mend the rows"
         )
     validation = _render(held_out, render) if held_out else None
+    if stage == "mlm":
+        for split in filter(None, (kept, validation)):
+            split.ledger.ends_supervised = None
     if validation and validation.trees:
         return kept, validation
     if block.patience or block.keep_best:
@@ -136,6 +140,14 @@ def _reader(
     match stage:
         case "cpt":
             return "text", alone, lambda where, row: renderer.text(parse_text(row, where, column))
+        case "mlm":
+            assert isinstance(block, MlmConfig)
+            pairs = block.nsp
+            return (
+                "text",
+                alone,
+                lambda where, row: renderer.masked(parse_text(row, where, column), pairs),
+            )
         case "sft" if isinstance(block, SftConfig) and block.format == "chapter":
             return "chat", alone, lambda where, row: renderer.lines(parse_chat(row, where, column))
         case "sft":

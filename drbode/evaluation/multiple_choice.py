@@ -23,6 +23,7 @@ from drbode.evaluation.statistics import brier, expected_calibration_error, pair
 from drbode.models.base import Policy
 from drbode.models.generation import generate
 from drbode.models.machine import Machine
+from drbode.models.pseudo import pseudo_logps
 
 CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
 WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
@@ -141,11 +142,14 @@ def answer(
     """Answers by the protocol of `config`; how many questions go into a batch changes none.
 
     What all prompts begin with is run once, and the rest of each goes on from its keys and values:
-    so it is for `fixed` examples, and for the chapter's long opening.
+    so it is for `fixed` examples, and for the chapter's long opening. An encoder knows one protocol
+    alone.
     """
     began = time.perf_counter()
     by_scores = config.protocol in ("alternatives", "letter")
     by = _by_scores if by_scores else _by_writing
+    if policy.kind == "encoder":
+        by = _by_pseudo_likelihood
     answers = by(policy, renderer, questions, config, machine)
     share = (time.perf_counter() - began) / max(len(answers), 1)
     return [replace(a, seconds=share) for a in answers]
@@ -235,6 +239,35 @@ def _by_scores(
                 answers[i] = _answer(asked[i], best, len(begin), scores=scores)
     policy.network.train(training)
     return [answers[i] for i in range(len(asked))]
+
+
+def _by_pseudo_likelihood(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Answer]:
+    """The alternative whose tokens an encoder finds most probable in the mean, each masked alone.
+
+    Salazar et al. 2020; a pass for every token of every alternative, all of which count.
+    """
+    rendered = [renderer.pseudo(question) for question in questions]
+    sequences = [
+        (tree.prompt + own.ids, [len(tree.prompt) + i for i, s in enumerate(own.supervised) if s])
+        for row in rendered
+        for tree in row.trees
+        for own in tree.completions
+    ]
+    with machine.autocast():
+        found = iter(pseudo_logps(policy, sequences, config.max_tokens))
+    answers = []
+    for question, row in zip(questions, rendered, strict=True):
+        means = {letter: sum(own := next(found)) / len(own) for letter in question.alternatives}
+        best = max(means, key=means.__getitem__)  # of equal ones the first
+        tokens = sum(tree.supervised * tree.tokens for tree in row.trees)
+        answers.append(Answer(question, best, row.cut, means, tokens=tokens))
+    return answers
 
 
 def _by_writing(

@@ -69,6 +69,7 @@ SUBLAYERS = {
     "qwen3": ("self_attn.o_proj", "mlp.down_proj"),
     "llama": ("self_attn.o_proj", "mlp.down_proj"),
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    "bert": ("attention.output.dense", "output.dense"),
 }
 
 
@@ -77,6 +78,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]
     """What peft writes beside the weights of a bottleneck adapter."""
 
     target_modules: list[str] | None = field(default=None)
+    exclude_modules: list[str] | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)  # a head, where there is one
     bottleneck: int = field(default=64)
     activation: str = field(default="gelu")
@@ -142,6 +144,7 @@ class BitfitConfig(PeftConfig):  # type: ignore[misc]
     """What peft writes beside the biases and norms of BitFit."""
 
     target_modules: list[str] | None = field(default=None)
+    exclude_modules: list[str] | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)  # a head, where there is one
 
     def __post_init__(self) -> None:

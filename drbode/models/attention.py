@@ -3,9 +3,11 @@
 Trees may go on from a common prefix, which every token sees: keys that come before those of the
 trees' own tokens, as a model's cache brings them.
 
+In an encoder, whose attention says that it is not causal, a token sees what stands after it too, of
+the same prompt and completion; a prompt sees no completion in either, for it may have several.
+
 One rule, two backends, registered with transformers under the names below, so no model's code is
 touched. `sdpa` runs each prompt and completion through scaled_dot_product_attention on its own;
-`flex` states the rule as a FlexAttention block mask, which is the fast way on CUDA.
 """
 
 from functools import lru_cache
@@ -54,6 +56,14 @@ def _checked(layout: Layout | None, query: Tensor) -> Layout:
     return layout
 
 
+def _causal(module: nn.Module) -> bool:
+    """Whether a token sees nothing after it, as transformers' attention modules say of themselves.
+
+    Raises AttributeError for one that does not say.
+    """
+    return bool(module.is_causal)
+
+
 def tree_attention_sdpa(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
@@ -68,36 +78,41 @@ def tree_attention_sdpa(
     """Piece by piece: a prompt with its first completion, then each further one on the same keys.
 
     After a prefix, whose keys each piece would copy, it is tree by tree under the rule as a mask.
-    Raises ValueError without a layout.
+    Where it is not causal the prompt goes alone, then every completion on its keys. Raises
+    ValueError without a layout.
     """
     layout = _checked(layout, query)
+    causal = _causal(module)
     if key.shape[2] > query.shape[2]:
-        return _after_prefix(query, key, value, scaling, dropout, layout), None
+        return _after_prefix(query, key, value, scaling, dropout, layout, causal), None
     lengths = [n for tree in layout for n in tree]
     queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     at = 0
     for prompt, *completions in layout:
-        shared = slice(at, at + 2 if completions else at + 1)
-        outputs.append(
-            scaled_dot_product_attention(
-                _joined(queries[shared]),
-                _joined(keys[shared]),
-                _joined(values[shared]),
-                dropout_p=dropout,
-                is_causal=True,
-                scale=scaling,
-                enable_gqa=grouped,
+        shared = slice(at, at + 2 if completions and causal else at + 1)
+        if causal or prompt:
+            outputs.append(
+                scaled_dot_product_attention(
+                    _joined(queries[shared]),
+                    _joined(keys[shared]),
+                    _joined(values[shared]),
+                    dropout_p=dropout,
+                    is_causal=causal,
+                    scale=scaling,
+                    enable_gqa=grouped,
+                )
             )
-        )
-        for branch in range(at + 2, at + 1 + len(completions)):
+        for branch in range(shared.stop, at + 1 + len(completions)):
             outputs.append(
                 scaled_dot_product_attention(
                     queries[branch],
                     _joined((keys[at], keys[branch])),
                     _joined((values[at], values[branch])),
-                    attn_mask=_lower_right(prompt, queries[branch].shape[2], query.device),
+                    attn_mask=_lower_right(prompt, queries[branch].shape[2], query.device)
+                    if causal
+                    else None,
                     dropout_p=dropout,
                     scale=scaling,
                     enable_gqa=grouped,
@@ -114,6 +129,7 @@ def _after_prefix(
     scaling: float | None,
     dropout: float,
     layout: Layout,
+    causal: bool,
 ) -> Float[Tensor, "1 tokens heads dim"]:
     prefix = key.shape[2] - query.shape[2]
     lengths = [sum(tree) for tree in layout]
@@ -123,7 +139,7 @@ def _after_prefix(
             own,
             torch.cat((keys[0], keys[number]), dim=2),
             torch.cat((values[0], values[number]), dim=2),
-            attn_mask=pad(_within_tree(tree, query.device), (prefix, 0), value=True),
+            attn_mask=pad(_within_tree(tree, query.device, causal), (prefix, 0), value=True),
             dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -134,10 +150,11 @@ def _after_prefix(
 
 
 @lru_cache(maxsize=512)
-def _within_tree(tree: tuple[int, ...], device: torch.device) -> Tensor:
+def _within_tree(tree: tuple[int, ...], device: torch.device, causal: bool) -> Tensor:
     """True where a token of a tree may look at another of the same tree."""
     branch = torch.arange(len(tree)).repeat_interleave(torch.tensor(tree)).to(device)  # 0: prompt
-    return ((branch == 0) | (branch == branch[:, None])).tril()
+    seen = (branch == 0) | (branch == branch[:, None])
+    return seen.tril() if causal else seen
 
 
 def _joined(pieces: Any) -> Tensor:
@@ -170,7 +187,9 @@ def tree_attention_flex(
         query,
         key,
         value,
-        block_mask=_block_mask(layout, key.shape[2] - query.shape[2], query.device),
+        block_mask=_block_mask(
+            layout, key.shape[2] - query.shape[2], query.device, _causal(module)
+        ),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -186,7 +205,7 @@ def _flex(device_type: str) -> Any:
 
 
 @lru_cache(maxsize=8)  # every layer of a batch asks for the same one
-def _block_mask(layout: Layout, prefix: int, device: torch.device) -> Any:
+def _block_mask(layout: Layout, prefix: int, device: torch.device, causal: bool) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     lengths = torch.tensor([prefix, *(n for tree in layout for n in tree)])
@@ -196,13 +215,15 @@ def _block_mask(layout: Layout, prefix: int, device: torch.device) -> Any:
     branch = branches.repeat_interleave(lengths).to(device)
 
     keys = len(tree)
+    # The last key that a token may see: its own, or any. A tensor, for the rule is vectorised.
+    last = torch.arange(keys, device=device) if causal else torch.full_like(tree, keys)
     return create_block_mask(
         lambda _batch, _head, query, key: (
             (tree[key] < 0)
             | (
                 (tree[query + prefix] == tree[key])
                 & ((branch[key] == 0) | (branch[key] == branch[query + prefix]))
-                & (key <= query + prefix)
+                & (key <= last[query + prefix])
             )
         ),
         None,

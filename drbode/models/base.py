@@ -17,17 +17,45 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.utils import logging
 
 import drbode.models.adapters  # noqa: F401 -- registers its methods, so that peft can load them
-from drbode.config import BODINHO, BadInput, ModelConfig, QloraConfig, build
+from drbode.config import (
+    BERTINHO,
+    BODINHO,
+    SHIPPED,
+    BadInput,
+    Kind,
+    ModelConfig,
+    QloraConfig,
+    build,
+)
 from drbode.models.attention import NAMES, Layout, Prefix
 from drbode.objectives.logps import token_logps
 from drbode.record import read_record
 
-# Families whose attention goes through transformers' interface and whose rule is plain causal.
-FAMILIES = ("qwen3", "llama", "gpt2")
+# Families whose attention goes through transformers' interface, and whose rule is plain causal in
+# decoders, plain bidirectional in encoders.
+FAMILIES: dict[str, Kind] = {
+    "qwen3": "decoder",
+    "llama": "decoder",
+    "gpt2": "decoder",
+    "bert": "encoder",
+}
+
+WRONG_KIND: dict[Kind, str] = {  # what is said of a model of the other kind than is needed
+    "encoder": "an encoder, which predicts masked tokens and writes none; expected a decoder, or "
+    "stages=mlm and the protocol alternatives alone",
+    "decoder": "a decoder, which has no masked tokens to predict; stage mlm expects an encoder, as "
+    "model=bertinho",
+}
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
@@ -43,8 +71,9 @@ logging.disable_progress_bar()  # a bar for a shard of weights tells nobody anyt
 
 
 class Policy(nn.Module):
-    """A causal language model as drbode uses it: hidden states of trees, and their logps.
+    """A language model as drbode uses it: hidden states of trees, and their logps.
 
+    A decoder predicts the token after a hidden state, an encoder the one that was masked there.
     `network` is the transformers model, or the peft model around it; which of its tensors train is
     written in their `requires_grad`. `quantization` says how the frozen ones are held.
     """
@@ -75,6 +104,10 @@ class Policy(nn.Module):
         return next(self.network.parameters()).device
 
     @property
+    def kind(self) -> Kind:
+        return FAMILIES[self.model.config.model_type]
+
+    @property
     def context(self) -> int:
         """The longest sequence the model has positions for, in tokens."""
         return int(self.model.config.max_position_embeddings)
@@ -98,15 +131,21 @@ class Policy(nn.Module):
         positions: Int[Tensor, " tokens"],
         layout: Layout,
         prefix: Prefix | None = None,
+        segments: Int[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens width"]:
-        """Hidden states after the last norm, where the head reads them."""
+        """Hidden states after the last norm, where the head reads them.
+
+        `segments` are an encoder's token types; None: all are 0.
+        """
         start = 0 if prefix is None else prefix.get_seq_length()
+        types = {} if segments is None else {"token_type_ids": segments[None]}
         output = self.model.base_model(
             input_ids=input_ids[None],
             position_ids=positions[None] + start,
             past_key_values=prefix,
             layout=layout,
             use_cache=False,
+            **types,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
@@ -122,8 +161,16 @@ class Policy(nn.Module):
     ) -> Float[Tensor, " supervised"]:
         """Log-probability (nats) of each supervised token of packed trees."""
         hidden = self.hidden(input_ids, positions, layout, prefix)
+        return self.predicted(hidden[sources], targets)
+
+    def predicted(
+        self, states: Float[Tensor, "supervised width"], targets: Int[Tensor, " supervised"]
+    ) -> Float[Tensor, " supervised"]:
+        """Log-probability (nats) that the head gives each target at its hidden state."""
+        if self.kind == "encoder":
+            states = self.model.cls.predictions.transform(states)
         head = self.model.get_output_embeddings()
-        return token_logps(hidden[sources], head.weight, targets, getattr(head, "bias", None))
+        return token_logps(states, head.weight, targets, getattr(head, "bias", None))
 
     def prefix(self, ids: list[int]) -> Prefix:
         """Tokens that trees are to go on from, run once, without dropout or gradient.
@@ -242,7 +289,12 @@ class Policy(nn.Module):
 
 def bodinho_folder() -> Path:
     """Where the shipped model lies."""
-    return Path(str(resources.files("drbode"))) / "data" / "bodinho" / "base"
+    return shipped_folder(BODINHO)
+
+
+def shipped_folder(name: str) -> Path:
+    """Where the model of this name lies in the package."""
+    return Path(str(resources.files("drbode"))) / SHIPPED[name]
 
 
 def adapter_base(folder: str) -> str | None:
@@ -257,6 +309,8 @@ def adapter_base(folder: str) -> str | None:
     # An adapter may have been trained where drbode was installed elsewhere.
     if Path(base).name == "base" and Path(base).parent.name == BODINHO:
         return BODINHO
+    if Path(base).name == BERTINHO and Path(base).parent.name == "data":
+        return BERTINHO
     return str(base)
 
 
@@ -269,7 +323,7 @@ def read_tensors(path: Path, remedy: str, device: str = "cpu") -> dict[str, Tens
 
 
 def _location(path: str) -> str:
-    return str(bodinho_folder()) if path == BODINHO else path
+    return str(shipped_folder(path)) if path in SHIPPED else path
 
 
 def quantization_of(config: ModelConfig) -> QloraConfig | None:
@@ -289,24 +343,26 @@ def load_policy(
     attention: Attention,
     seed: int = 0,
     quantization: QloraConfig | None = None,
+    kind: Kind | None = "decoder",
 ) -> Policy:
     """The base network (an adapter's folder: with the adapter) and its tokenizer.
 
     The base is held in 4 bits where `quantization` says how. Raises BadInput where the model is not
-    to be had, is of a family that the tree attention does not know, or is damaged.
+    to be had, is of a family that the tree attention does not know or not of the `kind` that is
+    needed (None: either will do), or is damaged.
     """
-    described = describe(config)
+    described = describe(config, kind)
     path, options = _source(config)
+    encodes = FAMILIES[described.config.model_type] == "encoder"
+    auto = AutoModelForPreTraining if encodes else AutoModelForCausalLM
     with _to_be_had(config):
+        torch.manual_seed(seed)  # of what is random: all weights, or a head that is not there yet
         if config.init == "random":
-            torch.manual_seed(seed)
-            network = AutoModelForCausalLM.from_config(described.config, dtype=dtype)
+            network = auto.from_config(described.config, dtype=dtype)
         else:
             if quantization is not None:
                 options["quantization_config"] = _bits_and_bytes(quantization)
-            network = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, **options
-            )
+            network = auto.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
             _hold_in_one_format(network)
         if adapter_base(config.path):
             with warnings.catch_warnings():
@@ -329,7 +385,7 @@ class Description(NamedTuple):
         return int(self.config.max_position_embeddings)
 
 
-def describe(config: ModelConfig) -> Description:
+def describe(config: ModelConfig, kind: Kind | None) -> Description:
     """The model's own config and tokenizer. Raises BadInput as `load_policy` does."""
     path, options = _source(config)
     base = adapter_base(config.path)
@@ -338,7 +394,7 @@ def describe(config: ModelConfig) -> Description:
         tokenizer = AutoTokenizer.from_pretrained(
             config.path if base else path, **({} if base else options)
         )
-    _check_family(described, path)
+    _check_family(described, path, kind)
     if config.chat_template is not None:
         template = Path(config.chat_template)
         if not template.is_file():
@@ -453,11 +509,19 @@ def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:
     )
 
 
-def _check_family(described: Any, path: str) -> None:
+def _check_family(described: Any, path: str, kind: Kind | None) -> None:
     windows = "sliding_attention" in (getattr(described, "layer_types", None) or ())
     if described.model_type not in FAMILIES or windows:
         family = f"{described.model_type}{' with sliding windows' if windows else ''}"
         raise BadInput(
             f"model.path: {path} is of the family {family}, which the tree attention was not "
             f"tried on; expected one of {', '.join(FAMILIES)}"
+        )
+    found = FAMILIES[described.model_type]
+    if kind is not None and found != kind:
+        raise BadInput(f"model.path: {path} is {WRONG_KIND[found]}")
+    if found == "encoder" and (described.is_decoder or not described.tie_word_embeddings):
+        raise BadInput(
+            f"model.path: {path} is a BERT set up as a decoder or with a head of its own, which "
+            "the stage mlm does not know; expected is_decoder false and tied embeddings"
         )

@@ -1,4 +1,4 @@
-"""Scalar heads: the reward model, which shares its base with the policy."""
+"""Heads beside that of the vocabulary: the reward model's, and an encoder's for next sentences."""
 
 import json
 from collections.abc import Mapping
@@ -63,6 +63,15 @@ def score(
 ) -> Float[Tensor, " completions"]:
     """head . hidden state of each completion's last token; `sequence` is what `hidden` takes."""
     return policy.hidden(**sequence)[ends].to(head.dtype) @ head
+
+
+def next_sentence_logits(
+    policy: Policy, firsts: Float[Tensor, "pairs width"]
+) -> Float[Tensor, "pairs 2"]:
+    """Whether second segments follow (0) or not (1), from the hidden states of start tokens."""
+    pooled = policy.model.base_model.pooler(firsts[:, None])
+    logits: Tensor = policy.model.cls.seq_relationship(pooled)
+    return logits
 
 
 def _save_adapter(policy: Policy, head: Tensor, folder: Path) -> None:

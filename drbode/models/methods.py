@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from drbode.config import AdapterConfig, BadInput, LoraConfig, Method, TrainConfig
 from drbode.models.adapters import SUBLAYERS, BitfitConfig, BottleneckConfig, vectors
-from drbode.models.base import Policy
+from drbode.models.base import FAMILIES, Policy
 
 # What of an adapter's config has to be as asked where it is trained further, and the key it has.
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -36,6 +36,8 @@ def wrap(policy: Policy, asked: TrainConfig) -> None:
                 "it was trained by"
             )
         policy.network.requires_grad_(True)
+        for name in idle_modules(policy.model, asked):
+            policy.model.get_submodule(name).requires_grad_(False)
     else:
         wanted = peft_config(policy.model, asked)
         if isinstance(policy.network, PeftModel):
@@ -53,16 +55,27 @@ def peft_config(model: Any, asked: TrainConfig) -> PeftConfig:
     """What a method other than `full` is to peft."""
     match asked.method:
         case "lora" | "qlora":
-            return _lora(model, asked.lora)
+            return _lora(model, asked.lora, idle_modules(model, asked))
         case "adapter":
             return _bottleneck(model, asked.adapter)
         case "bitfit":
-            return _bitfit(model)
+            return _bitfit(model, idle_modules(model, asked))
         case "full":
             raise ValueError("full fine-tuning wraps nothing")
 
 
-def _lora(model: Any, lora: LoraConfig) -> PeftConfig:
+def idle_modules(model: Any, asked: TrainConfig) -> list[str]:
+    """Modules that no loss of the run reaches: an encoder's for next sentences, without that."""
+    encodes = FAMILIES[model.config.model_type] == "encoder"
+    return ["bert.pooler.dense", "cls.seq_relationship"] if encodes and not asked.mlm.nsp else []
+
+
+def _task(model: Any) -> str | None:
+    """What peft calls the task; it has no name for masked language modelling."""
+    return "CAUSAL_LM" if FAMILIES[model.config.model_type] == "decoder" else None
+
+
+def _lora(model: Any, lora: LoraConfig, idle: list[str]) -> PeftConfig:
     assert lora.alpha != "auto", "resolved at the door"
     linear = (nn.Linear, Conv1D)
     names = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, linear)}
@@ -85,12 +98,12 @@ def _lora(model: Any, lora: LoraConfig) -> PeftConfig:
     if targets == "all-linear" and lora.layers_to_transform is not None:
         targets = sorted(names)  # peft counts layers only where the targets are named
     return PeftLora(
-        task_type="CAUSAL_LM",
+        task_type=_task(model),
         r=lora.r,
         lora_alpha=lora.alpha,  # peft annotates int, and divides it by r
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=lora.exclude_modules,
+        exclude_modules=[*(lora.exclude_modules or []), *idle] or None,
         layers_to_transform=lora.layers_to_transform,
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern=dict(lora.alpha_pattern or {}),
@@ -106,22 +119,27 @@ def _lora(model: Any, lora: LoraConfig) -> PeftConfig:
 
 def _bottleneck(model: Any, adapter: AdapterConfig) -> PeftConfig:
     both = SUBLAYERS[model.config.model_type]
+    alone = adapter.placement == "pfeiffer"
     return BottleneckConfig(
-        task_type="CAUSAL_LM",
-        target_modules=list(both if adapter.placement == "houlsby" else both[1:]),
+        task_type=_task(model),
+        target_modules=list(both[1:] if alone else both),
+        exclude_modules=[both[0]] if alone else None,  # the end of BERT's second is that of both
         bottleneck=adapter.bottleneck,
         activation=adapter.activation,
     )
 
 
-def _bitfit(model: Any) -> PeftConfig:
+def _bitfit(model: Any, idle: list[str]) -> PeftConfig:
     head = model.get_output_embeddings()
     names = {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        if module is not head and any(vectors(module))
+        # Nor what holds the head: BERT's keeps a second name of the head's bias.
+        if head not in (module, *module.children()) and any(vectors(module))
     }
-    return BitfitConfig(task_type="CAUSAL_LM", target_modules=sorted(names))
+    return BitfitConfig(
+        task_type=_task(model), target_modules=sorted(names), exclude_modules=idle or None
+    )
 
 
 def _is_tied_or_head(model: Any, module: nn.Module) -> bool:

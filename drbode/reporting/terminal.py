@@ -263,10 +263,11 @@ def cost(means: Mapping[str, float]) -> str:
 
 def ledger(counts: Mapping[str, Any]) -> str:
     """A ledger of rows in one line."""
-    text = (
-        f"{counts['rows']} rows, {counts['tokens']} tokens, {counts['supervised']} supervised, "
-        f"{100 * counts['ends_supervised']:.0f} % of ends supervised"
-    )
+    text = f"{counts['rows']} rows, {counts['tokens']} tokens, {counts['supervised']} "
+    if counts["ends_supervised"] is None:
+        text += "that may be masked"
+    else:
+        text += f"supervised, {100 * counts['ends_supervised']:.0f} % of ends supervised"
     if counts["cut"]:
         text += f", {counts['cut']} cut"
     for reason, count in counts["dropped"].items():

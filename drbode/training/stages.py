@@ -25,12 +25,14 @@ from torch.utils.data import DataLoader
 from drbode.config import (
     BadInput,
     DpoConfig,
+    MlmConfig,
     PpoConfig,
     RewardConfig,
     Stage,
     StageConfig,
     TrainerConfig,
 )
+from drbode.data.masking import MaskedSteps, held_out_batches, masker, plain
 from drbode.data.steps import Split, StepLoader
 from drbode.data.trees import pack, within
 from drbode.models.base import Policy, read_tensors
@@ -42,6 +44,7 @@ from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar, StageChec
 from drbode.training.checkpoints import Checkpoints
 from drbode.training.clm import CLMModule
 from drbode.training.dpo import DPOModule
+from drbode.training.mlm import MLMModule
 from drbode.training.module import TrainingModule
 from drbode.training.ppo import PPOModule, Prompts, Score, score_function, updates
 from drbode.training.reference import with_reference
@@ -271,6 +274,14 @@ def _module(
                 **common,
             )
             return loader, module, _groups(validation, config.rollouts)
+        case MlmConfig():
+            masks = masker(policy.tokenizer, config)
+            loader = MaskedSteps(train.trees, config, run.seed, masks)
+            rows = [] if validation is None else validation.trees
+            texts = [plain(tree) for tree in rows[: config.pseudo_perplexity_rows]]
+            module = MLMModule(texts=texts, **common)
+            held_out = held_out_batches(rows, config.max_tokens, masks, run.seed)
+            return loader, module, DataLoader(held_out, batch_size=None) if rows else None  # type: ignore[arg-type]
         case _:
             module = CLMModule(**common)
     return loader, module, _batches(validation, config.max_tokens)

@@ -106,6 +106,40 @@ def test_a_prefix_is_run_without_dropout_or_gradient_and_leaves_the_mode() -> No
         assert not other.keys.requires_grad
 
 
+def seen(layout: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    """The rule without causality as a matrix, token by token."""
+    owners = [(t, b) for t, tree in enumerate(layout) for b, n in enumerate(tree) for _ in range(n)]
+    return torch.tensor([[kt == qt and kb in (0, qb) for kt, kb in owners] for qt, qb in owners])
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_an_encoder_sees_what_comes_after_in_its_own_prompt_and_completion(backend: str) -> None:
+    policy = Policy(tiny("bert"), None, backend)
+    batch = pack(forest())
+    with torch.no_grad():
+        found = policy.hidden(**batch.sequence())
+        with policy.generating() as network:
+            expected = network.bert(
+                batch.input_ids[None],
+                attention_mask=seen(batch.layout)[None, None],
+                position_ids=batch.positions[None],
+            ).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_an_encoders_packed_sequences_equal_one_at_a_time(backend: str) -> None:
+    policy = Policy(tiny("bert"), None, backend)
+    torch.manual_seed(3)
+    sequences = [ids(n) for n in (9, 1, 12, 4)]
+    batch = pack([Tree([], [Completion(s, [False] * len(s))]) for s in sequences])
+    with torch.no_grad():
+        found = policy.hidden(**batch.sequence())
+        with policy.generating() as network:
+            alone = [network.bert(torch.tensor([s])).last_hidden_state[0] for s in sequences]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=0)
+
+
 def test_without_trees_it_raises() -> None:
     policy = Policy(tiny("qwen3"), None)
     with pytest.raises(ValueError, match="without a layout"):

@@ -7,16 +7,18 @@ from typing import Any
 import bitsandbytes.nn.modules
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForPreTraining
 
 from drbode.config import BadInput, Method
 from drbode.data.trees import Completion, Tree, pack
 from drbode.models import base
 from drbode.models.base import Policy, load_policy, quantization_of
+from drbode.models.heads import next_sentence_logits
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
+from drbode.objectives.mlm import nsp_loss
 from tests.conftest import VOCABULARY, asked, tiny
 
 WORDS: dict[Method, tuple[str, ...]] = {
@@ -29,6 +31,14 @@ WORDS: dict[Method, tuple[str, ...]] = {
 METHODS = list(WORDS)
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 BATCH = pack([Tree([1, 2, 3], [Completion([4, 5], [True, True]), Completion([6], [True])])])
+
+
+@pytest.fixture(params=["qwen3", "llama", "gpt2", "bert"])
+def family(request: pytest.FixtureRequest) -> str:
+    """With the encoders, which method qlora is not offered for."""
+    if request.param == "bert" and request.node.callspec.params.get("method") == "qlora":
+        pytest.skip("refused at the door")
+    return str(request.param)
 
 
 class NoTokenizer:
@@ -53,7 +63,7 @@ def network_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             tiny(family).save_pretrained(folder)
         config = words(method or "lora", f"model.path={folder}", *more)
         held = CPU.quantization(config.qlora) if method == "qlora" else None
-        return load_policy(config.model, torch.float32, "sdpa", 0, held)
+        return load_policy(config.model, torch.float32, "sdpa", 0, held, kind=None)
 
     return load
 
@@ -83,8 +93,18 @@ def wrapped(network_of: Any) -> Any:
 
 def logits(network: nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = network(torch.arange(VOCABULARY)[None]).logits
+        output = network(torch.arange(VOCABULARY)[None])
+    found: torch.Tensor = output["prediction_logits" if "prediction_logits" in output else "logits"]
     return found
+
+
+def auto(family: str) -> Any:
+    return AutoModelForPreTraining if family == "bert" else AutoModelForCausalLM
+
+
+def idle(family: str, name: str) -> bool:
+    """What only next sentence prediction trains, which is off."""
+    return family == "bert" and ("pooler" in name or "seq_relationship" in name)
 
 
 def generated(policy: Policy) -> torch.Tensor:
@@ -106,11 +126,16 @@ def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     return {n: hashlib.sha256(b.tobytes()).hexdigest() for n, b in raw.items()}
 
 
+def of_no_effect(name: str) -> bool:
+    """The bias of BERT's keys adds the same to all scores of a query: its gradient is zero."""
+    return ".self.key." in name and name.endswith("bias")
+
+
 def expected_names(family: str, method: Method, name: str, parameter: nn.Parameter) -> bool:
     """Whether the method trains a tensor, said in another way than the program says it."""
     match method:
         case "full":
-            return True
+            return not idle(family, name)
         case "lora" | "qlora":
             return ".lora_A.default" in name or ".lora_B.default" in name
         case "adapter":
@@ -148,6 +173,9 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(
     for name, parameter in policy.network.named_parameters():
         if name in names:
             assert parameter.grad is not None, name
+            if of_no_effect(name):
+                assert parameter.grad.abs().max() < 1e-5, name
+                continue
             assert parameter.grad.abs().sum() > 0, name
             assert not torch.equal(parameter.detach(), start[name]), name
         else:
@@ -163,7 +191,7 @@ def test_saved_it_loads_in_plain_peft_and_transformers(
     trained(policy)
     policy.save(tmp_path / "saved")
     if method == "full":
-        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        plain = auto(family).from_pretrained(tmp_path / "saved")
     else:
         plain = PeftModel.from_pretrained(network_of(family, method).model, tmp_path / "saved")
     assert plain.config._attn_implementation in ("sdpa", base.NAMES["sdpa"])
@@ -179,13 +207,14 @@ def test_saved_it_is_found_again_by_its_folder(
     trained(policy)
     policy.save(tmp_path / "saved")
     config = asked(f"model.path={tmp_path / 'saved'}", "method=full").model
-    again = load_policy(config, torch.float32, "sdpa", 0, quantization_of(config))
+    again = load_policy(config, torch.float32, "sdpa", 0, quantization_of(config), kind=None)
     again.network.eval()
     torch.testing.assert_close(generated(again), generated(policy), atol=1e-6, rtol=0)
     if method != "full":
         (tmp_path / "saved" / base.QUANTIZATION).unlink(missing_ok=True)
-        auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
-        same = torch.allclose(logits(auto.eval()), generated(policy), atol=1e-6)
+        loader = AutoPeftModel if family == "bert" else AutoPeftModelForCausalLM
+        plain = loader.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+        same = torch.allclose(logits(plain.eval()), generated(policy), atol=1e-6)
         assert same == (method != "qlora")  # plain peft takes the plain base
 
 
@@ -200,7 +229,7 @@ def test_merged_and_reloaded_it_equals_unmerged(
     on_plain.set_attn_implementation("sdpa")
     unmerged = logits(on_plain)
     on_plain.merge_and_unload().save_pretrained(tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    merged = auto(family).from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged.eval()), unmerged, atol=1e-5, rtol=0)
     gap = (generated(policy) - unmerged).abs().max()
     # What was trained on the quantized base is another model on the plain one: scored on both.
@@ -284,7 +313,8 @@ def test_pfeiffer_places_one_adapter_a_layer(family: str, wrapped: Any) -> None:
     assert 2 * pfeiffer.count()[0] == houlsby
     names = list(pfeiffer.trainable())
     assert names
-    assert all(".mlp." in name for name in names)
+    after = ".output.dense." if family == "bert" else ".mlp."
+    assert all(after in name and ".attention." not in name for name in names)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu", "tanh"])
@@ -401,3 +431,40 @@ def test_an_adapter_is_trained_further_in_its_own_shape(
     if method == "lora":
         with pytest.raises(BadInput, match=r"lora.r: .* r 4, got 8; set lora.r=4"):
             wrap(again, asked("method=lora", "lora.r=8"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter", "bitfit"])
+def test_next_sentence_prediction_trains_its_head_and_without_it_nothing_does(
+    method: Method, network_of: Any
+) -> None:
+    encoder = ("stages=mlm", "model=bertinho")
+    for nsp in (False, True):
+        policy = network_of("bert", method)
+        wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}"))
+        trained_here = {n for n in policy.trainable() if idle("bert", n)}
+        assert bool(trained_here) == (nsp and method != "adapter")
+        hidden = policy.hidden(**BATCH.sequence())
+        loss = -policy.predicted(hidden[BATCH.sources], BATCH.targets).sum()
+        if nsp:
+            logits = next_sentence_logits(policy, hidden[[0, 3]])
+            loss = loss + nsp_loss(logits, torch.tensor([0, 1]))
+        loss.backward()
+        for name, parameter in policy.trainable().items():
+            zero_b = method == "lora" and ".lora_A." in name  # no gradient while B is zero
+            zero_up = method == "adapter" and ".bottleneck_down." in name
+            assert parameter.grad is not None, name
+            none = zero_b or zero_up or of_no_effect(name)
+            assert none or parameter.grad.abs().sum() > 0, name
+
+
+def test_bitfit_trains_a_thousandth_of_bertimbau() -> None:
+    """123 648 of 109.7 million: all biases and norms, but for next sentences and the head's."""
+    from transformers import BertConfig, BertForPreTraining
+
+    with torch.device("meta"):
+        policy = Policy(BertForPreTraining(BertConfig(vocab_size=29_794)), None)
+        wrap(policy, words("bitfit"))
+    trainable, total = policy.count()
+    layer = 2 * 2 * 768 + 4 * 768 + 3072 + 768  # two norms, attention's four, the MLP's two
+    assert trainable == 12 * layer + 2 * 768 + 3 * 768  # after the embeddings, and in the head
+    assert 0.0011 < trainable / total < 0.0012

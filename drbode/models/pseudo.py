@@ -1,0 +1,58 @@
+"""Pseudo-log-likelihood: what an encoder makes of tokens that are masked one at a time."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from drbode.models.base import Policy
+
+Scored = tuple[list[int], Sequence[int]]  # a sequence's ids, and the places that are scored
+
+
+def pseudo_logps(policy: Policy, sequences: Sequence[Scored], max_tokens: int) -> list[list[float]]:
+    """Log-probability (nats) of each scored token given all others of its sequence.
+
+    Salazar et al. 2020, equation 1: a copy of the sequence for each, with that token alone masked,
+    so the cost is that of as many sequences as there are scored tokens. Copies are packed, at most
+    `max_tokens` at once; how many changes nothing. No dropout, no gradient.
+    """
+    mask = policy.tokenizer.mask_token_id
+    training = policy.network.training
+    policy.network.eval()
+    found: list[float] = []
+    with torch.no_grad():
+        for group in _groups(sequences, max_tokens):
+            ids: list[int] = []
+            positions: list[int] = []
+            sources, targets = [], []
+            for sequence, place in group:
+                sources.append(len(ids) + place)
+                targets.append(sequence[place])
+                ids += [*sequence[:place], mask, *sequence[place + 1 :]]
+                positions += range(len(sequence))
+            tensors = (
+                torch.tensor(numbers, device=policy.device)
+                for numbers in (ids, positions, sources, targets)
+            )
+            ids_, positions_, sources_, targets_ = tensors
+            layout = tuple((0, len(sequence)) for sequence, _ in group)
+            logps = policy.logps(ids_, positions_, layout, sources_, targets_)
+            found += logps.double().tolist()
+    policy.network.train(training)
+    each = iter(found)
+    return [[next(each) for _ in places] for _, places in sequences]
+
+
+def _groups(sequences: Sequence[Scored], max_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
+    """A sequence and one of its scored places each, as many as fit."""
+    group: list[tuple[list[int], int]] = []
+    tokens = 0
+    for ids, places in sequences:
+        for place in places:
+            if group and tokens + len(ids) > max_tokens:
+                yield group
+                group, tokens = [], 0
+            group.append((ids, place))
+            tokens += len(ids)
+    if group:
+        yield group

@@ -1,0 +1,47 @@
+"""Stage `mlm`: masked language modelling of an encoder, with next sentence prediction (T2, T3)."""
+
+import math
+from typing import Any
+
+from drbode.config import MlmConfig
+from drbode.data.masking import MaskedTrees
+from drbode.models.heads import next_sentence_logits
+from drbode.models.pseudo import pseudo_logps
+from drbode.objectives.mlm import mlm_loss, nsp_loss
+from drbode.training.module import Sums, TrainingModule
+
+
+class MLMModule(TrainingModule):
+    """Minimises the mean loss of the masked tokens, with `nsp` plus the mean loss of the pairs."""
+
+    config: MlmConfig
+
+    def __init__(self, *common: Any, texts: list[list[int]], **named: Any) -> None:
+        """`texts` are held-out rows whose pseudo-perplexity is taken at each validation."""
+        super().__init__(*common, **named)
+        self.texts = texts
+
+    def units(self, batch: MaskedTrees) -> int:
+        return len(batch.trees.targets)
+
+    def sums(self, batch: MaskedTrees) -> Sums:
+        trees = batch.trees
+        hidden = self.policy.hidden(**trees.sequence(), segments=batch.segments)
+        masked = mlm_loss(self.policy.predicted(hidden[trees.sources], trees.targets))
+        if not self.config.nsp:
+            return Sums(masked)
+        logits = next_sentence_logits(self.policy, hidden[batch.firsts])
+        # A step divides by its masked tokens: so weighted, the mean of the pairs comes out.
+        pairs = batch.pair_weight * nsp_loss(logits, batch.follows)
+        right = batch.pair_weight * (logits.argmax(-1) == batch.follows).float().sum()
+        return Sums(masked + pairs, {"mlm": masked, "nsp": pairs, "nsp_accuracy": right})
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """exp of the mean negative logp of each token of the texts given all the others."""
+        if not self.texts:
+            return {}
+        scored = [(ids, range(1, len(ids) - 1)) for ids in self.texts]
+        with self.machine.autocast():
+            found = pseudo_logps(self.policy, scored, self.config.max_tokens)
+        logps = [logp for own in found for logp in own]
+        return {"pseudo_perplexity": math.exp(-sum(logps) / len(logps))}
