@@ -44,6 +44,8 @@ from drbode.training.callbacks import CsvLogger
 from drbode.training.stages import Surroundings
 
 VOCABULARY = 97
+# For runs whose tests are about something else than what a run forgets.
+NO_GENERAL = ("forgetting.questions_path=null", "forgetting.text_path=null")
 
 # Plain peft and transformers compute the same on every processor (see models/base.py).
 bitsandbytes.nn.modules.has_avx512bf16 = lambda: False

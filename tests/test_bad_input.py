@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from drbode import config, evaluate, train
 from drbode.models import base
+from tests.conftest import NO_GENERAL
 
 DOORS: dict[str, Any] = {"train": train, "evaluate": evaluate}
 
@@ -273,6 +274,7 @@ RUN = [
     "stages=[cpt,sft]",
     "lora.r=2",
     "cpt.data.path=texts.jsonl",
+    *NO_GENERAL,
     "cpt.steps=2",
     "cpt.checkpoints=0",
     "sft.data.path=rows.jsonl",

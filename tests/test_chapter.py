@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from drbode import config, train
+from tests.conftest import NO_GENERAL
 
 # The table: what the chapter's code sets.
 STUDY: dict[str, Any] = {
@@ -104,6 +105,7 @@ def test_it_runs_from_end_to_end_on_what_is_here(
     for name, rows in {"chats": chats, "pairs": pairs, "exam": exam}.items():
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = [
+        *NO_GENERAL,
         "experiment=chapter",
         "model.path=bodinho",
         "lora.r=4",

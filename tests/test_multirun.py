@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from drbode import config, multirun, train
 from drbode.config import BadInput
 from tests import offline_wandb
+from tests.conftest import NO_GENERAL
 from tests.test_train import door
 
 ROOT = Path(__file__).parent.parent
@@ -164,6 +165,7 @@ GRID = [
     "sft.steps=1",
     "sft.global_batch_size=128",
     "benchmark.questions=4",
+    *NO_GENERAL,
     "trainer.progress=false",
     "trainer.threads=1",
 ]
@@ -386,7 +388,7 @@ def test_what_is_searched_for_makes_no_other_run() -> None:
 
 # --- with real jobs ----------------------------------------------------------------------------
 
-REAL = ["sft.steps=1", "benchmark.questions=4", "logger=csv", "trainer.progress=false"]
+REAL = [*NO_GENERAL, "sft.steps=1", "benchmark.questions=4", "logger=csv", "trainer.progress=false"]
 
 
 @pytest.mark.slow

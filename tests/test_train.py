@@ -12,6 +12,7 @@ import torch
 
 from drbode import config, evaluate
 from drbode.data.bodinho import PAIRS
+from tests.conftest import NO_GENERAL
 
 QUICK = [
     "sft.steps=3",
@@ -115,7 +116,7 @@ def test_evaluate_gives_what_the_run_measured(lora_run: tuple[Path, str]) -> Non
 
 
 def test_full_through_two_stages_and_taken_up_after_the_first(tmp_path: Path) -> None:
-    words = [*QUICK, "method=full", "stages=[cpt,sft]", "cpt.steps=3", "logger=csv"]
+    words = [*QUICK, *NO_GENERAL, "method=full", "stages=[cpt,sft]", "cpt.steps=3", "logger=csv"]
     done = door("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
@@ -164,6 +165,7 @@ def preference_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]
     rows = PAIRS["train"]()[:20]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["stages=[reward,dpo]", "dpo.kl_prompts=0", "open.max_new_tokens=8", *QUICK[1:]]
+    words += NO_GENERAL
     for stage in ("reward", "dpo"):
         words += [f"{stage}.steps=2", f"{stage}.data.path=pairs.jsonl"]
         words.append(f"{stage}.data.validation_share=0.2")

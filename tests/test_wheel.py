@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import NO_GENERAL
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,7 +27,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     where = [sys.executable, "-c", "import drbode; print(drbode.__file__)"]
     found = subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True)
     assert found.stdout.startswith(str(tmp_path / "site"))
-    words = ["sft.steps=1", "benchmark.questions=5", "logger=csv", "trainer.threads=1"]
+    words = [*NO_GENERAL, "sft.steps=1", "benchmark.questions=5", "logger=csv", "trainer.threads=1"]
     done = subprocess.run(
         [sys.executable, "-m", "drbode.train", *words],
         cwd=empty,

@@ -40,6 +40,7 @@ class Measure(NamedTuple):
     kind: Kind = "beside"
 
 
+WIDEST = 8  # columns beside the variant's that a page holds
 TITLES: dict[Kind, str] = {
     "result": "what came out",
     "beside": "what else was measured",
@@ -157,9 +158,13 @@ class AblationTable:
     def grids(self) -> Iterator[tuple[Kind, list[str], list[list[Cell]]]]:
         """The table in pieces as wide as a page: results, what stands beside them, costs."""
         for kind in typing.get_args(Kind):
-            heads, rows = self.grid(kind)
-            if len(heads) > 1:
-                yield kind, heads, rows
+            variant, *rest = self.columns(kind)
+            pages = -(-len(rest) // WIDEST)
+            for page in range(pages):
+                first, end = (len(rest) * n // pages for n in (page, page + 1))
+                columns = [variant, *rest[first:end]]
+                heads = [head for head, _ in columns]
+                yield kind, heads, [[cell(row) for _, cell in columns] for row in self.rows]
 
     def to_terminal(self) -> list[Table]:
         """rich's tables, a piece each."""

@@ -226,7 +226,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_line(
 @pytest.mark.parametrize("stages", ["stages=dpo", "stages=[sft,ppo]"])
 def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Path) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
-    words = (stages, "ppo.reward=here") if "ppo" in stages else (stages,)
+    words = (stages, "ppo.reward=drbode.data.answers:gold_score") if "ppo" in stages else (stages,)
     own = held_out_prompts(asked(*words, "open.prompts=20"), renderer)
     assert own is not None
     test = {row["prompt"] for row in PAIRS["test"]()}
