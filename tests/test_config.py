@@ -239,6 +239,10 @@ def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
         (tmp_path / "template.jinja").write_text(text)
         names.append(load(f"model.chat_template={tmp_path / 'template.jinja'}").run_name())
     assert names[3] != names[4]
+    words = ["benchmark.num_fewshot=2", f"benchmark.fewshot_path={rows}"]
+    before = load(*words).run_name()
+    rows.write_text("five")
+    assert load(*words).run_name() != before
 
 
 @pytest.mark.parametrize(

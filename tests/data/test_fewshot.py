@@ -76,7 +76,7 @@ def test_fixed_are_the_same_and_random_are_each_questions_own(tmp_path: Path) ->
 
 
 def test_a_question_of_the_benchmark_is_no_example(tmp_path: Path) -> None:
-    path = pool(tmp_path, [*STEMS[1:], "Qual o agente -- da DENGUÉ?!"])
+    path = pool(tmp_path, [*STEMS[1:], "Qual o agente -- da DÉNGUE?!"])
     found, kept = with_examples(
         [question(STEMS[0])], asked(fewshot_path=path, num_fewshot=3), "default"
     )
