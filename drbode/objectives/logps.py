@@ -56,13 +56,16 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             logits = _logits(hidden_used[part], head_used, bias_used)
-            normaliser = logits.logsumexp(-1)
             chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
-            pieces.append(chosen - normaliser)
+            largest = logits.amax(-1)
+            # exp(logit - largest), once for the normaliser and for the gradient: a pass over the
+            # chunk less than logsumexp and softmax; the gradient is divided by the sum afterwards.
+            weights = logits.sub_(largest[:, None]).exp_()
+            total = weights.sum(-1)
+            pieces.append(chosen - largest - total.log())
             if direction is not None:
-                probabilities = logits.sub_(normaliser[:, None]).exp_().to(head_used.dtype)
-                torch.mm(probabilities, head_used, out=direction[part])
-                direction[part].neg_().add_(head_used[targets[part]])
+                torch.mm(weights.to(head_used.dtype), head_used, out=direction[part])
+                direction[part].div_(-total[:, None]).add_(head_used[targets[part]])
         ctx.hidden_dtype = hidden.dtype
         ctx.head_dtype = head.dtype
         if ctx.head_is_trained:
