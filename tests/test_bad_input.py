@@ -49,6 +49,7 @@ FILES: dict[str, Any] = {
     "pairs_same.jsonl": [PAIR | {"rejected": PAIR["chosen"]}],
     "pairs_long.jsonl": [PAIR | {"prompt": LONG}],
     "bert/config.json": '{"model_type": "bert"}',
+    "t5/config.json": '{"model_type": "t5"}',
 }
 
 
@@ -178,7 +179,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("model:evaluate", ["benchmark.path=exam_long.jsonl"], ["line 1: alternativas", "too long"]),
     # not to be had here
     ("train", ["model.path=nobody/here"], ["model.path", "nobody/here could not be loaded"]),
-    ("train", ["model.path=bert"], ["model.path", "of the family bert"]),
+    ("train", ["model.path=t5"], ["model.path", "of the family t5"]),
+    ("train", ["model.path=bert"], ["model.path", "is an encoder"]),
     ("train", ["benchmark.path=nobody/here"], ["benchmark.path", "could not be had"]),
     ("train", ["data=drbode"], ["benchmark.path", "recogna-nlp/drbodebench", "could not be had"]),
     ("train", ["trainer.accelerator=cuda"], ["trainer.accelerator", "no CUDA"]),

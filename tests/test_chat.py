@@ -298,4 +298,4 @@ def test_help_says_how_to_begin() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "python -m drbode.chat model.path=RUN/sft --compare" in done.stdout
-    assert "model: bodinho" in done.stdout
+    assert "model: bertimbau, bertinho, bodinho, qwen3_0_6b" in done.stdout

@@ -142,7 +142,7 @@ def test_help_lists_groups_and_keys(tmp_path: Path) -> None:
         done = door(name, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert f"python -m drbode.{name}" in done.stdout
-        assert "model: bodinho" in done.stdout
+        assert "model: bertimbau, bertinho, bodinho, qwen3_0_6b" in done.stdout
 
 
 def test_evaluate_by_written_answers_shows_what_was_no_answer(
