@@ -160,6 +160,8 @@ class MlmConfig(StageConfig):
 @dataclass(frozen=True)
 class SftConfig(StageConfig):
     format: Literal["chat", "chapter"]
+    curation: Literal["limo", "random", "diverse"] | None
+    curation_n: Count
 
 
 @dataclass(frozen=True)
@@ -557,6 +559,10 @@ class TrainConfig:
         read = "dpo" in self.stages and self.dpo.loss != "reference_free"
         return read and self.dpo.reference == "base"
 
+    def curates(self) -> bool:
+        """Whether the rows of stage sft are chosen from more."""
+        return "sft" in self.stages and self.sft.curation is not None
+
     def unquantizes(self, stage: Stage) -> bool:
         """Whether the base is held unquantized from this stage on."""
         return stage == "dpo" and self.method == "qlora" and not self.dpo.quantize_base
@@ -570,6 +576,8 @@ class TrainConfig:
             keys.add("dpo.quantize_base")
         if self.ppo.target_kl is None:
             keys.add("ppo.horizon")
+        if self.sft.curation is None:
+            keys.add("sft.curation_n")
         no_text = self.forgetting.text_path is None or self.kind == "encoder"
         if self.forgetting.questions_path is None and no_text:
             keys.add("forgetting.split")
@@ -734,6 +742,7 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "dpo.reference": "dpo.loss=reference_free",
     "dpo.quantize_base": "a method other than qlora",
     "ppo.horizon": "ppo.target_kl=null",
+    "sft.curation_n": "sft.curation=null",
     "model.chat_template": "stage mlm, whose rows are plain text",
     "forgetting.text_path": "stage mlm, for an encoder gives a text no probability",
     "open.max_new_tokens": "open.prompts=0",

@@ -9,6 +9,7 @@ from drbode import config
 from drbode.config import Done, Outcome, PpoConfig, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from drbode.data.curation import Curation
     from drbode.models.base import Policy
     from drbode.models.heads import RewardModel
     from drbode.record import Run
@@ -84,6 +85,7 @@ def _objective(asked: TrainConfig, run: "Run") -> float | None:
 def _train(asked: TrainConfig, run: "Run") -> None:
     # Heavy imports stand here, so that --help and a mistake are answered without them.
     from drbode import record
+    from drbode.data.curation import Curation
     from drbode.data.prompts import Renderer
     from drbode.data.steps import load_splits
     from drbode.evaluation import forgetting, multiple_choice, open_answers
@@ -94,6 +96,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.models.methods import wrap
     from drbode.reporting import plots
     from drbode.training import cache as stage_cache
+    from drbode.training.curation import difficulty
     from drbode.training.loggers import log_table, open_loggers
     from drbode.training.stages import Surroundings, check_score, restore_stage, run_stage
 
@@ -119,6 +122,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         return policy
 
     described = describe(asked.model, asked.kind)
+    curation = Curation(asked.sft, asked.seed) if asked.curates() else None
     splits = {
         stage: load_splits(
             stage,
@@ -126,10 +130,16 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             Renderer(described.tokenizer, _longest(stage, block, described.context)),
             asked.seed,
             asked.data.conditions,
+            curation.screen if curation is not None and stage == "sft" else None,
         )
         for stage, block in stages.items()
     }
     policy = load(asked.method == "qlora")
+    if curation is not None:
+        chosen = curation.finish(
+            lambda rows: difficulty(policy, rows, asked.sft.max_tokens, machine)
+        )
+        splits["sft"] = chosen, splits["sft"][1]
     if "ppo" in stages:
         check_score(policy, asked.ppo)
     renderer = Renderer(policy.tokenizer, policy.context)
@@ -143,6 +153,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         stage: {"train": a.ledger.as_dict(), "validation": b.ledger.as_dict() if b else None}
         for stage, (a, b) in splits.items()
     }
+    if curation is not None:
+        data["sft"]["curation"] = curation.as_dict()
+        _leave_curation(curation, run.folder / "curation")
     prompts = open_answers.held_out_prompts(asked, renderer)
     if prompts is not None:
         data["open"] = {
@@ -259,6 +272,7 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
             str(s): f"{terminal.ledger(data[s]['train'])}; {_length(asked.stage(s))}"
             for s in asked.stages
         },
+        **({"curation": terminal.curation(data["sft"]["curation"])} if asked.curates() else {}),
         "benchmark": terminal.benchmark(asked.benchmark, data["benchmark"]),
         **_open_plan(asked, data.get("open")),
         "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
@@ -266,6 +280,20 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
         "writes": str(run.folder),
     }
     terminal.show_plan(plan)
+    if asked.curates():
+        terminal.show_funnel(data["sft"]["curation"]["funnel"])
+
+
+def _leave_curation(curation: "Curation", folder: Path) -> None:
+    """The rows chosen, those dropped and why, and the funnel as a table and a plot."""
+    from drbode import record
+    from drbode.reporting import plots
+
+    funnel = curation.as_dict()["funnel"]
+    record.write_jsonl(folder / "chosen.jsonl", curation.chosen())
+    record.write_jsonl(folder / "dropped.jsonl", curation.dropped)
+    record.write_csv(folder / "funnel.csv", funnel)
+    plots.funnel(funnel, folder / "funnel.png")
 
 
 def _open_plan(asked: TrainConfig, opened: Mapping[str, Any] | None) -> dict[str, str]:
@@ -323,6 +351,7 @@ def _show(run: "Run") -> None:
             print(line)
     print(
         f"written to {run.folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "
+        f"{'curation/, ' if (run.folder / 'curation').is_dir() else ''}"
         f"{'open/, ' if opened else ''}{', '.join(f'{s}/' for s in run.data['stages'])}"
     )
 

@@ -114,6 +114,22 @@ def test_open_answers_are_read_beside_preferences_and_shape_no_stage() -> None:
     assert few.stage_identity("dpo") == many.stage_identity("dpo")
 
 
+def test_the_number_of_curated_rows_is_refused_without_curation() -> None:
+    with pytest.raises(BadInput, match=r"sft.curation_n: has no effect with sft.curation=null"):
+        load("sft.curation_n=50")
+    with pytest.raises(
+        BadInput, match=r"sft.curation_n: expected a whole number at least 1, got 0"
+    ):
+        load("sft.curation=limo", "sft.curation_n=0")
+    all_rows = load()
+    assert load("sft.curation_n=50", multirun=True).run_name() == all_rows.run_name()
+    few = load("sft.curation=limo", "sft.curation_n=50")
+    more = load("sft.curation=limo")
+    assert more.sft.curation_n == 100
+    stages = [c.stage_identity("sft") for c in (all_rows, few, more, load("sft.curation=random"))]
+    assert len({config.digest(stage) for stage in stages}) == 4
+
+
 @pytest.mark.parametrize(
     "words",
     [

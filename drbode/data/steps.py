@@ -60,23 +60,26 @@ def load_splits(
     renderer: Renderer,
     seed: int,
     conditions: Conditions = "default",
+    choose: "Choose | None" = None,
 ) -> tuple[Split, Split | None]:
     """Training and validation rows of a stage, rendered.
 
     Validation rows come from `validation_path`, from bodinho's own split, or are held out of the
-    training rows. Raises BadInput where no supervised token is left.
+    training rows. `choose` leaves some training rows out. Raises BadInput where no supervised token
+    is left.
     """
     data = block.data
     kind, columns, render = _reader(stage, block, renderer)
     train, held_out = read_rows(kind, columns, stage, block, seed, conditions)
-    kept = _render(sources.sample(train, data.rows, seed), render)
+    train = sources.sample(train, data.rows, seed)
+    kept = render_rows(train if choose is None else choose(train, render), render)
     if not kept.trees:
         why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
         raise BadInput(
             f"{stage}.data.path: no supervised token is left of {data.path} "
             f"({why or 'all rows are empty'}); raise {stage}.max_length or mend the rows"
         )
-    validation = _render(held_out, render) if held_out else None
+    validation = render_rows(held_out, render) if held_out else None
     if stage == "mlm":
         for split in filter(None, (kept, validation)):
             split.ledger.ends_supervised = None
@@ -128,6 +131,7 @@ def prompt_columns(column: str) -> sources.Columns:
 
 
 Render = Callable[[str, Any], Rendered]
+Choose = Callable[[Sequence[sources.Record], Render], Sequence[sources.Record]]
 
 
 def _reader(
@@ -162,7 +166,8 @@ def _reader(
             return "pair", pair, lambda where, row: renderer.pair(parse_pair(row, where, column))
 
 
-def _render(records: Sequence[sources.Record], render: Render) -> Split:
+def render_rows(records: Sequence[sources.Record], render: Render) -> Split:
+    """Rows as trees, with a ledger of what became of them."""
     ledger = Ledger(rows=len(records), digest=sources.digest(records))
     trees, ends = Forest(), 0
     for where, fields in records:

@@ -1,6 +1,7 @@
 """Plots of one run."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def reward_hacking(metrics: Path, target: Path) -> None:
         axes.legend()
     with whole(target) as draft:
         figure.savefig(draft, dpi=120)
+
+
+def funnel(steps: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Rows that are left after each filter of a curation, as PNG."""
+    names = ["all", *(step["filter"] for step in steps)]
+    rows = [steps[0]["before"], *(step["left"] for step in steps)]
+    figure = Figure(figsize=(6, 0.6 + 0.4 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar_label(axes.barh(names, rows), padding=3)
+    axes.invert_yaxis()
+    axes.set(xlabel="rows left after the filter", xlim=(0, 1.12 * rows[0]))
+    with whole(target) as draft:
+        figure.savefig(draft, format="png", dpi=120)
 
 
 def learning_curves(metrics: Path, target: Path) -> None:

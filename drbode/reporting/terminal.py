@@ -3,7 +3,7 @@
 import csv
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,25 @@ def benchmark(asked: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
         shared = examples["shared"]
         text += f"; {shared} left out that the benchmark asks)" if shared else ")"
     return text
+
+
+def curation(counts: Mapping[str, Any]) -> str:
+    """How rows were chosen, in one line that says where fewer were left than asked for."""
+    text = f"{counts['by']}, {counts['chosen']} of {counts['funnel'][0]['before']} rows"
+    if counts["chosen"] < counts["asked"]:
+        text += f": WARNING: fewer than the {counts['asked']} asked for (sft.curation_n)"
+    return text
+
+
+def show_funnel(funnel: Sequence[Mapping[str, Any]]) -> None:
+    """Rows before each filter, dropped by it and left."""
+    table = Table(title="curation", title_justify="left", title_style="bold")
+    table.add_column("filter")
+    for column in ("before", "dropped", "left"):
+        table.add_column(column, justify="right")
+    for step in funnel:
+        table.add_row(*map(str, step.values()))
+    console.print(table)
 
 
 def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -39,7 +39,7 @@ def test_the_threshold_is_a_jaccard_index_of_runs_of_words() -> None:
 
 
 def test_what_is_found_is_one_that_stays() -> None:
-    # The third shares 90 / 110 = 0.82 with the second, which does not stay, and 0.67 with the first.
+    # The third shares 90 / 110 = 0.82 with the second, which goes, and 0.67 with the first.
     texts = [of(0, 102), of(10, 102), of(20, 102), of(0, 102)]
     assert list(near_duplicates(texts, threshold=0.75)) == [None, 0, None, 0]
 

@@ -1,0 +1,70 @@
+"""How hard a stage's rows are to the model that is about to learn them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from drbode.data.curation import Difficulty
+from drbode.data.trees import Tree, pack, within
+from drbode.models.base import Policy
+from drbode.models.machine import Machine
+from drbode.objectives.logps import CHUNK_LOGITS
+
+
+@torch.no_grad()
+def difficulty(
+    policy: Policy, rows: Iterable[Sequence[Tree]], max_tokens: int, machine: Machine
+) -> list[Difficulty]:
+    """Of each row the mean loss (nats) of its supervised tokens, and whether it is answered.
+
+    It is where every supervised token is the most probable one, for then the model, which takes
+    the most probable token each time, writes this answer. One pass, without dropout.
+    """
+    owners: list[int] = []  # of each tree its row
+
+    def trees() -> Iterator[Tree]:
+        for number, own in enumerate(rows):
+            owners.extend([number] * len(own))
+            yield from own
+
+    training = policy.network.training
+    policy.network.eval()
+    losses: list[float] = []
+    missed: list[int] = []
+    lengths: list[int] = []
+    with machine.autocast():
+        for group in within(trees(), max_tokens):
+            batch = pack(group).to(policy.device)
+            states = policy.hidden(**batch.sequence())[batch.sources]
+            losses += batch.sums(-policy.predicted(states, batch.targets).double()).tolist()
+            wrong = _most_probable(policy, states) != batch.targets
+            missed += batch.sums(wrong.double()).int().tolist()
+            lengths += batch.lengths().tolist()
+    policy.network.train(training)
+    return [
+        Difficulty(
+            sum(losses[i] for i in own) / sum(lengths[i] for i in own),
+            not any(missed[i] for i in own),
+        )
+        for own in _of_rows(owners)
+    ]
+
+
+def _most_probable(policy: Policy, states: Tensor) -> Tensor:
+    """The token that the head gives most to at each state, a few states at a time."""
+    head = policy.model.get_output_embeddings()
+    few = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    return torch.cat([head(part.to(head.weight.dtype)).argmax(-1) for part in states.split(few)])
+
+
+def _of_rows(owners: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of each row's trees; every row has one."""
+    own: list[int] = []
+    for tree, row in enumerate(owners):
+        if own and row != owners[tree - 1]:
+            yield own
+            own = []
+        own.append(tree)
+    if own:
+        yield own
