@@ -40,7 +40,7 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
     rows = [
         [tree([5, 6, 7], own)],
         [tree([5, 6, 7], wrong)],
-        [tree([5, 6, 7], wrong, learned=1), tree([8, 9], [3, 4])],
+        [tree([5, 6, 7], own), tree([8, 9], [3, 4])],
         [tree([5, 6], [7, *own], learned=4)],
     ]
     policy = Policy(tiny("qwen3"), words())
@@ -58,6 +58,10 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
                 if learned:
                     losses.append(-float(logps[len(prompt) + i - 1, completion.ids[i]]))
         assert one.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    for parameter in policy.trainable().values():  # now dropout would show
+        parameter.normal_(std=0.1)
+    found = difficulty(policy, iter(rows), 4096, machine)
+    assert found == difficulty(policy, iter(rows), 4096, machine)
     assert policy.network.training  # as it was
     apart = difficulty(policy, iter(rows), 1, machine)
     assert [one.loss for one in apart] == pytest.approx([one.loss for one in found], abs=1e-5)
