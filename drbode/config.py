@@ -315,6 +315,13 @@ class ForgettingConfig:
 
 
 @dataclass(frozen=True)
+class ContaminationConfig:
+    """What becomes of training rows in which a question of the benchmark stands."""
+
+    action: Literal["stop", "drop", "keep"]
+
+
+@dataclass(frozen=True)
 class BudgetConfig:
     """What the stages of a run may take together, so that variants compare at equal cost."""
 
@@ -379,6 +386,7 @@ class TrainConfig:
     benchmark: BenchmarkConfig
     open: OpenConfig
     forgetting: ForgettingConfig
+    contamination: ContaminationConfig
     trainer: TrainerConfig
     wandb: WandbConfig
 
@@ -638,6 +646,7 @@ class TrainConfig:
         tree = self.effective()
         del tree["benchmark"]
         del tree["forgetting"]
+        del tree["contamination"]  # the rows that it drops are named beside this
         tree.pop("open", None)
         tree["stages"] = self.stages[: self.stages.index(stage) + 1]
         return {k: v for k, v in tree.items() if k not in STAGES or k in tree["stages"]}

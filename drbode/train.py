@@ -85,16 +85,17 @@ def _objective(asked: TrainConfig, run: "Run") -> float | None:
 def _train(asked: TrainConfig, run: "Run") -> None:
     # Heavy imports stand here, so that --help and a mistake are answered without them.
     from drbode import record
+    from drbode.data.contamination import DROPPED, Check
     from drbode.data.curation import Curation
     from drbode.data.prompts import Renderer
-    from drbode.data.steps import load_splits
+    from drbode.data.steps import load_splits, note_dropped
     from drbode.evaluation import forgetting, multiple_choice, open_answers
     from drbode.evaluation.open_answers import Interview
     from drbode.evaluation.progression import BASE, Progression
     from drbode.models import machine as machines
     from drbode.models.base import describe, load_policy, quantization_of
     from drbode.models.methods import wrap
-    from drbode.reporting import plots
+    from drbode.reporting import plots, terminal
     from drbode.training import cache as stage_cache
     from drbode.training.curation import difficulty
     from drbode.training.loggers import log_table, open_loggers
@@ -121,6 +122,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         policy.network.to(machine.accelerator)
         return policy
 
+    check = Check(benchmark.questions, asked.contamination.action)
     described = describe(asked.model, asked.kind)
     curation = Curation(asked.sft, asked.seed) if asked.curates() else None
     splits = {
@@ -131,14 +133,21 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             asked.seed,
             asked.data.conditions,
             curation.screen if curation is not None and stage == "sft" else None,
+            check,
         )
         for stage, block in stages.items()
     }
+    cases = [case.as_row() for case in check.cases]
+    if cases:
+        terminal.show_contamination(cases)
+        check.refuse()
+        record.write_jsonl(run.folder / "contamination.jsonl", cases)
     policy = load(asked.method == "qlora")
     if curation is not None:
         chosen = curation.finish(
             lambda rows: difficulty(policy, rows, asked.sft.max_tokens, machine)
         )
+        note_dropped(chosen.ledger, splits["sft"][0].ledger.dropped.get(DROPPED, 0))
         splits["sft"] = chosen, splits["sft"][1]
     if "ppo" in stages:
         check_score(policy, asked.ppo)
@@ -164,6 +173,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             "digest": prompts.digest,
         }
     data["benchmark"] = benchmark.as_dict()
+    data["contamination"] = check.as_dict()
     data["general"] = general.as_dict()
     run.data["data"] = data
     run.save()
@@ -179,6 +189,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         renderer=renderer,
         machine=machine,
         folder=run.folder,
+        unclean=check.unclean(),
     )
 
     def enter(reward: "RewardModel | None") -> None:
@@ -215,6 +226,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
                 progression.ask(stage, policy)
                 continue
             content = [asked.stage_identity(stage), run.data["machine"], run.data["versions"]]
+            content += [check.dropped(s) for s in asked.stages[: asked.stages.index(stage) + 1]]
             with stage_cache.entry(
                 around.cache, config.digest([*content, record.code_digest()], 24)
             ) as kept:
@@ -242,6 +254,8 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             progression.ask(stage, policy)
             measured = progression.result(stage)
             accuracy = {f"{stage}/benchmark/accuracy": measured["summary"]["accuracy"]}
+            if clean := measured["summary"]["clean"]:
+                accuracy[f"{stage}/benchmark/clean_accuracy"] = clean["accuracy"]
             for logger in loggers:
                 logger.log_metrics(accuracy, step=steps)
             run.data["stages"][stage] = result.as_dict() | {
@@ -274,6 +288,7 @@ def _plan(asked: TrainConfig, run: "Run") -> None:
         },
         **({"curation": terminal.curation(data["sft"]["curation"])} if asked.curates() else {}),
         "benchmark": terminal.benchmark(asked.benchmark, data["benchmark"]),
+        "contamination": terminal.contamination(data["contamination"]),
         **_open_plan(asked, data.get("open")),
         "computes": f"{machine['accelerator']}, {machine['precision']}, weights "
         f"{machine['dtype']}, {machine['threads']} threads",
@@ -352,6 +367,7 @@ def _show(run: "Run") -> None:
     print(
         f"written to {run.folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "
         f"{'curation/, ' if (run.folder / 'curation').is_dir() else ''}"
+        f"{'contamination.jsonl, ' if (run.folder / 'contamination.jsonl').exists() else ''}"
         f"{'open/, ' if opened else ''}{', '.join(f'{s}/' for s in run.data['stages'])}"
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from drbode import config, evaluate
-from drbode.data.bodinho import PAIRS
+from drbode import config, evaluate, train
+from drbode.data.bodinho import CHATS, PAIRS, QUESTIONS
 from tests.conftest import NO_GENERAL
 
 QUICK = [
@@ -233,3 +233,70 @@ def test_the_door_tells_a_mistake_in_the_data_in_one_line(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: exam.jsonl, line 1: is no JSON")
     assert "Traceback" not in done.stderr
+
+
+def train_on_questions(action: str) -> dict[str, Any] | None:
+    """What a run in this folder leaves, of whose rows 4 of 40 ask the benchmark's questions."""
+    exam = QUESTIONS["test"]()[:12]
+    Path("exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in exam))
+    rows = CHATS["train"]()[:36]
+    for question in exam[:4]:
+        answer = question["alternativas"][question["resposta"]]
+        turns = [("user", question["enunciado"]), ("assistant", answer)]
+        rows.append({"data": [{"role": role, "content": text} for role, text in turns]})
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        QUICK[0],
+        *QUICK[2:],
+        *NO_GENERAL,
+        "sft.data.path=rows.jsonl",
+        "sft.data.validation_share=0",
+    ]
+    words += ["sft.steps=1", "benchmark.path=exam.jsonl", "logger=csv"]
+    words.append(f"contamination.action={action}")
+    done = train.job(config.compose("train", words), words, False)
+    assert done is not None
+    found: dict[str, Any] = json.loads((done.folder / "record.json").read_text())
+    cases = (done.folder / "contamination.jsonl").read_text().splitlines()
+    assert [json.loads(x)["row"] for x in cases] == [f"rows.jsonl, line {37 + n}" for n in range(4)]
+    assert found["data"]["contamination"]["questions"] == 4
+    return found
+
+
+def test_a_run_on_the_benchmarks_questions_stops_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        config.BadInput, match=r"^sft.data.path: rows.jsonl, line 37: asks .*exam.jsonl, line 1"
+    ):
+        train_on_questions("stop")
+    assert not list(tmp_path.glob("outputs/*/record.json"))
+
+
+def test_it_goes_on_without_the_rows_or_tells_accuracy_on_the_other_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = train_on_questions("keep")
+    said = capsys.readouterr().out
+    assert kept is not None
+    for word in ("4 training rows ask 4 of the benchmark's questions, trained on", "clean"):
+        assert word in said
+    ledger = kept["data"]["sft"]["train"]
+    assert (ledger["rows"], ledger["sequences"], ledger["dropped"]) == (40, 40, {})
+    for result in (kept["base"], kept["stages"]["sft"]):
+        assert result["summary"]["questions"] == 12
+        assert result["summary"]["clean"]["questions"] == 8
+    rows = [json.loads(x) for x in next(tmp_path.rglob("sft.jsonl")).read_text().splitlines()]
+    right = sum(row["correct"] for row in rows[4:])
+    assert kept["stages"]["sft"]["summary"]["clean"]["correct"] == right
+    assert kept["stages"]["sft"]["against_base"]["clean"]["trials"] == 8
+
+    dropped = train_on_questions("drop")
+    assert dropped is not None
+    ledger = dropped["data"]["sft"]["train"]
+    assert (ledger["rows"], ledger["sequences"]) == (40, 36)
+    assert ledger["dropped"] == {"asks a question of the benchmark": 4}
+    assert dropped["stages"]["sft"]["summary"]["clean"] is None
+    assert dropped["stages"]["sft"]["train_loss"] != kept["stages"]["sft"]["train_loss"]

@@ -1,8 +1,6 @@
 """Examples for the prompt (T10): which questions of a pool stand, answered, before a question."""
 
 import random
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from rank_bm25 import BM25Okapi
 from drbode.config import BODINHO, BadInput, BenchmarkConfig
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
+from drbode.data.contamination import Index, words
 from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
 
 
@@ -69,8 +68,8 @@ def _pool(questions: Sequence[Question], config: BenchmarkConfig, conditions: Co
     columns = sources.Columns(QUESTION, QUESTION_OPTIONAL)
     records = sources.read("question", path, "examples", None, key, conditions, columns)
     found = [parse_question(fields, where) for where, fields in records]
-    asked = {_plain(question) for question in questions}
-    kept = [question for question in found if _plain(question) not in asked]
+    index = Index(questions)
+    kept = [question for question in found if not _stands_in(question, index)]
     shared = len(found) - len(kept)
     if len(kept) < config.num_fewshot:
         raise BadInput(
@@ -81,7 +80,15 @@ def _pool(questions: Sequence[Question], config: BenchmarkConfig, conditions: Co
     return Pool(kept, shared, sources.digest(records))
 
 
+def _stands_in(question: Question, index: Index) -> bool:
+    """Whether the benchmark asks a question of the pool.
+
+    The right answer beside an alike stem shows nothing here: that an example offers it among its
+    alternatives does not make it the same question.
+    """
+    found = index.find([question.stem, *question.alternatives.values()])
+    return any(one.rule != "beside its answer" for one in found)
+
+
 def _plain(question: Question) -> str:
-    """The words of a stem in lower case, without accents and punctuation."""
-    split = unicodedata.normalize("NFKD", question.stem.casefold())
-    return " ".join(re.findall(r"\w+", "".join(c for c in split if not unicodedata.combining(c))))
+    return " ".join(words(question.stem))

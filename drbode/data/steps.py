@@ -11,6 +11,7 @@ import torch
 from drbode.config import BODINHO, BadInput, MlmConfig, SftConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
+from drbode.data.contamination import DROPPED, Check
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
 from drbode.data.trees import Forest, Tree, pack, within
@@ -61,25 +62,34 @@ def load_splits(
     seed: int,
     conditions: Conditions = "default",
     choose: "Choose | None" = None,
+    check: Check | None = None,
 ) -> tuple[Split, Split | None]:
     """Training and validation rows of a stage, rendered.
 
     Validation rows come from `validation_path`, from bodinho's own split, or are held out of the
-    training rows. `choose` leaves some training rows out. Raises BadInput where no supervised token
-    is left.
+    training rows. `check` looks through the training rows and what is held out of them; `choose`
+    leaves some training rows out. Raises BadInput where no supervised token is left.
     """
     data = block.data
     kind, columns, render = _reader(stage, block, renderer)
     train, held_out = read_rows(kind, columns, stage, block, seed, conditions)
     train = sources.sample(train, data.rows, seed)
-    kept = render_rows(train if choose is None else choose(train, render), render)
+    own = data.validation_path is None and data.path != BODINHO  # held out of the training rows
+    chosen, rest = train, held_out
+    if check is not None:
+        chosen = check.sift(train, columns, stage, "train")
+        rest = check.sift(held_out, columns, stage, "validation") if own else held_out
+    kept = render_rows(chosen if choose is None else choose(chosen, render), render)
+    note_dropped(kept.ledger, len(train) - len(chosen))
     if not kept.trees:
         why = ", ".join(f"{n} {reason}" for reason, n in kept.ledger.dropped.items())
         raise BadInput(
             f"{stage}.data.path: no supervised token is left of {data.path} "
             f"({why or 'all rows are empty'}); raise {stage}.max_length or mend the rows"
         )
-    validation = render_rows(held_out, render) if held_out else None
+    validation = render_rows(rest, render) if held_out else None
+    if validation:
+        note_dropped(validation.ledger, len(held_out) - len(rest))
     if stage == "mlm":
         for split in filter(None, (kept, validation)):
             split.ledger.ends_supervised = None
@@ -182,6 +192,13 @@ def render_rows(records: Sequence[sources.Record], render: Render) -> Split:
     ledger.sequences = len(trees)
     ledger.ends_supervised = ends / len(trees) if trees else 0.0
     return Split(trees, ledger)
+
+
+def note_dropped(ledger: Ledger, count: int) -> None:
+    """Enters the rows that were dropped before they were rendered."""
+    if count:
+        ledger.rows += count
+        ledger.dropped[DROPPED] = count
 
 
 class StepLoader:

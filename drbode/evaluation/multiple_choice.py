@@ -4,7 +4,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -26,6 +26,7 @@ from drbode.models.machine import Machine
 from drbode.models.pseudo import pseudo_logps
 
 CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
+CLEAN = "clean"  # the part of the questions that were not trained on, where others were
 WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
 
 
@@ -325,10 +326,12 @@ def cost(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
-def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
+def summarise(answers: Sequence[Answer], unclean: Set[str] = frozenset()) -> dict[str, Any]:
     """Accuracy with Wilson's interval, whole and by part, calibration, and the floors.
 
-    No answer is a wrong answer. Calibration is None where nothing was scored.
+    No answer is a wrong answer. Calibration is None where nothing was scored. `unclean` says where
+    the questions stand that were trained on; `clean` is accuracy on the others, None where all or
+    none were.
     """
     questions = [a.question for a in answers]
     longest = [max(q.alternatives, key=lambda k: len(q.alternatives[k])) for q in questions]
@@ -337,6 +340,9 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
         "parts": {
             name: _accuracy([answers[i] for i in own]) for name, own in _parts(questions).items()
         },
+        "clean": _accuracy([answers[i] for i in own])
+        if (own := _clean(answers, unclean))
+        else None,
         **_calibration(answers),
         "prompts_cut": sum(a.cut for a in answers),
         "examples_dropped": _examples_dropped(answers),
@@ -345,6 +351,12 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
         )
         / len(answers),
     }
+
+
+def _clean(answers: Sequence[Answer], unclean: Set[str]) -> list[int]:
+    """Indices of the answers to questions that were not trained on, where some were."""
+    found = [i for i, answer in enumerate(answers) if answer.question.where not in unclean]
+    return found if len(found) < len(answers) else []
 
 
 def _examples_dropped(answers: Sequence[Answer]) -> dict[str, int]:
@@ -395,9 +407,13 @@ def _calibration(answers: Sequence[Answer]) -> dict[str, float | None]:
     }
 
 
-def compare(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
+def compare(
+    before: Sequence[Answer], after: Sequence[Answer], unclean: Set[str] = frozenset()
+) -> dict[str, Any]:
     """Two models on the same questions: difference with interval and McNemar, whole and by part."""
     chosen = {"all": list(range(len(after))), **_parts([a.question for a in after])}
+    if clean := _clean(after, unclean):
+        chosen[CLEAN] = clean
     return {
         name: paired([before[i].correct for i in own], [after[i].correct for i in own])._asdict()
         for name, own in chosen.items()

@@ -30,6 +30,7 @@ class Progression:
     renderer: Renderer
     machine: Machine
     folder: Path
+    unclean: frozenset[str] = frozenset()  # where the questions stand that are trained on
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # after a stage; base first
     known: dict[str, Known] = field(default_factory=dict)
 
@@ -58,14 +59,16 @@ class Progression:
     def result(self, after: Stage | str) -> dict[str, Any]:
         """What came of the questions after a stage, against the base and the stage before it."""
         answers, known = self.answers[after], self.known[after]
-        found: dict[str, Any] = {"summary": multiple_choice.summarise(answers)}
+        found: dict[str, Any] = {"summary": multiple_choice.summarise(answers, self.unclean)}
         found["cost"] = multiple_choice.cost(answers)
         found["forgetting"] = forgetting.summarise(self.known[BASE], known)
         if after != BASE:
             names = list(self.answers)
             before = self.answers[names[names.index(after) - 1]]
-            found["against_base"] = multiple_choice.compare(self.answers[BASE], answers)
-            found["against_before"] = multiple_choice.compare(before, answers)
+            found["against_base"] = multiple_choice.compare(
+                self.answers[BASE], answers, self.unclean
+            )
+            found["against_before"] = multiple_choice.compare(before, answers, self.unclean)
         return found
 
     def opened(self, reward: RewardModel | None, policy: Policy) -> Mapping[str, dict[str, Any]]:

@@ -125,6 +125,7 @@ def _measures(data: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float | None] = {
         "accuracy": summary["accuracy"],
         **{f"accuracy/{part}": own["accuracy"] for part, own in summary["parts"].items()},
+        "clean_accuracy": (summary.get("clean") or {}).get("accuracy"),
         f"validation_loss/{name}": last["validation_loss"],
         **{name: value for stage in stages for name, value in stage["measures"].items()},
         **_known(last.get("forgetting") or {}),

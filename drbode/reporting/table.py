@@ -54,6 +54,7 @@ def _percent(label: str, kind: Kind = "beside") -> Measure:
 
 MEASURES: dict[str, Measure] = {
     "accuracy": _percent("accuracy, %", "result"),
+    "clean_accuracy": _percent("not trained on, %"),
     "validation_loss": Measure("validation loss of"),
     "forgetting": _percent("forgotten, points"),
     "general_accuracy": _percent("general questions, %"),

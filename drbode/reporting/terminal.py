@@ -58,6 +58,35 @@ def show_funnel(funnel: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
+def contamination(counts: Mapping[str, Any]) -> str:
+    """How many training rows ask questions of the benchmark, and what becomes of them."""
+    if not counts["rows"]:
+        return "no training row asks a question of the benchmark"
+    done = {"drop": "left out", "keep": "trained on", "stop": "the run stops"}[counts["action"]]
+    return (
+        f"{counts['rows']} training rows ask {counts['questions']} of the benchmark's questions, "
+        f"{done}"
+    )
+
+
+def show_contamination(cases: Sequence[Mapping[str, Any]], most: int = 10) -> None:
+    """The first rows in which questions of the benchmark stand, and what shows it."""
+    table = Table(
+        title="questions of the benchmark in training rows",
+        title_justify="left",
+        title_style="bold",
+    )
+    for head in ("stage", "row", "question", "found", "words in common"):
+        table.add_column(head, overflow="fold")
+    for case in cases[:most]:
+        found = f"{case['rule']}, {case['score']:.0f} %"
+        cells = (case["stage"], case["row"], case["question"], found, f"{case['shared'][:60]}")
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    if len(cases) > most:
+        console.print(f"and {len(cases) - most} more")
+
+
 def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy after each stage, whole and by part, and the paired difference to the base."""
     written = next(iter(results.values()))["summary"]["stop_rate"] is not None
@@ -75,13 +104,16 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
     for name, result in results.items():
         whole = result["summary"]
         against = result.get("against_base", {})
-        for number, (part, summary) in enumerate({"all": whole, **whole["parts"]}.items()):
+        parts = {"all": whole, **whole["parts"]}
+        if whole.get("clean"):
+            parts["clean"] = whole["clean"]
+        for number, (part, summary) in enumerate(parts.items()):
             cells = [name if number == 0 else "", part, str(summary["questions"])]
             cells.append(accuracy(summary))
             if written:
                 cells += [f"{100 * summary[key]:.1f}" for key in ("unanswered", "stop_rate")]
             cells += difference(against[part]) if against else ()
-            table.add_row(*cells, end_section=number == len(whole["parts"]))
+            table.add_row(*cells, end_section=number == len(parts) - 1)
     console.print(table)
     whole = next(iter(results.values()))["summary"]
     console.print(
@@ -103,6 +135,8 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
             "Difference and p (exact McNemar) compare these two models on these questions, not "
             "the methods that made them: for that, run several seeds."
         )
+    if whole.get("clean"):
+        console.print("clean: the questions that stand in no training row.")
     if whole["prompts_cut"]:
         console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
 
