@@ -7,7 +7,8 @@ the most alike stretch of the row). The question is found there by one of four r
 - verbatim: the whole stem, of 7 words or more, or any stem that is a turn or a text by itself;
 - beside its alternatives: 78 % of the stem (a word changed of 5), and within 300 words of it all
   alternatives, in whatever order, or all but one;
-- almost: 94 % of a stem of 20 words or more, or a turn that is a stem of 7 or more but for a word;
+- almost: 94 % of a stem of 20 words or more (or 97 % of its letters, where punctuation went from
+  within words), or a turn that is a stem of 7 or more but for a word;
 - beside its answer: 78 % of the stem, and the right alternative within 300 words of it.
 
 Many stems may be alike, as all are that one form made: 'what causes tetanus' is not 'what causes
@@ -43,6 +44,7 @@ GRAM = 3  # words
 WHOLE = 7  # words that a stem has to have, to be found by itself within a longer text
 LONG = 20  # words from which on a stem is found by itself with several changed
 ALMOST, BESIDE = 94.0, 78.0  # least scores: of a long stem by itself, and beside its answers
+LETTERS = 97.0  # likewise of a long stem by itself, by letters
 NEAR = 300  # words before and after a stem, among which its answers are looked for
 TOLD = 0.7  # share of a stem's telling words that have to be there
 WORDY = 8  # words from which on a question's alternatives together are its own
@@ -202,7 +204,11 @@ def _rule(
         if (told or listed) if wordy else all_told:
             return "beside its alternatives"
     one_word = len(stem) >= WHOLE and any(_differ_in_one(turn, stem) for turn in turns)
-    if (told and len(stem) >= LONG and score >= ALMOST) or (all_told and one_word):
+    if told and len(stem) >= LONG:
+        letters = "".join(stem), "".join(there)  # 2,5 mg may have become 25 mg
+        if score >= ALMOST or fuzz.partial_ratio(*letters) >= LETTERS:
+            return "almost"
+    if all_told and one_word:
         return "almost"
     if entry.question.answer in beside and (told or (one_word and entry.own_answer)):
         return "beside its answer"

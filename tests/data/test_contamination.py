@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,28 @@ def test_short_stems_need_more_than_most_of_their_words() -> None:
     assert Index([question("Febre?", "sim|não")]).find(["febre e tosse; sim ou não"]) == []
 
 
+def test_a_long_stem_whose_numbers_lost_their_commas_is_found() -> None:
+    stem = (
+        "Criança de 4 anos chega ao pronto-atendimento com vômitos desde ontem e 38,9 °C de febre. "
+        "A mãe conta que ela bebeu pouca água. Os exames de sangue mostram hemoglobina de 9,4 e "
+        "potássio de 2,5. A conduta adequada nesse momento é"
+    )
+    index = Index([*exam(), question(stem, "internar.|observar.|dar alta.", 9)])
+    (found,) = index.find(["Prova: " + re.sub(r"[^\w\s]", "", stem) + " o quê, então, doutores?"])
+    assert (found.question.number, found.rule) == ("9", "almost")
+    assert found.score < 94
+    other = stem.replace("hemoglobina", "creatinina").replace("potássio", "fósforo")
+    other = other.replace("vômitos", "convulsões").replace("febre", "axila")
+    assert index.find([other]) == []  # which shares 91 % of its words as well
+
+
+def test_of_questions_in_the_same_place_the_best_is_found() -> None:
+    """A question in full is not the one that asks the same of another condition as well."""
+    few = laboratory()[:12]  # on two conditions, so that the names tell nothing
+    (found,) = Index(few).find([few[3].stem, few[3].alternatives[few[3].answer]])
+    assert found.question == few[3]
+
+
 def test_an_answer_far_away_is_not_beside() -> None:
     stem = "Qual é o agente que se procura em todos os casos suspeitos de coqueluche?"
     index = Index([question(stem, "Bordetella pertussis|vírus|fungo")])
@@ -264,7 +287,7 @@ def test_rows_are_dropped_or_kept_as_told_and_the_evidence_stands() -> None:
         counts = {"action": action, "rows": 2, "questions": 1, "stages": {"sft": 2}}
         assert check.as_dict() == counts | {"rules": {"verbatim": 2}}
     row = check.cases[0].as_row()
-    assert row["row"], row["question"] == ("rows.jsonl, line 5", "exam.jsonl, line 3")
+    assert (row["row"], row["question"]) == ("rows.jsonl, line 5", "exam.jsonl, line 3")
     assert (row["rule"], row["score"], row["alternatives_beside"]) == ("verbatim", 100.0, "ABCD")
     assert row["shared"] == " ".join(words(EXAM[2][0]))
 

@@ -90,6 +90,17 @@ def test_a_question_of_the_benchmark_is_no_example(tmp_path: Path) -> None:
         with_examples([question(STEMS[0])], asked(fewshot_path="nowhere.jsonl"), "default")
 
 
+def test_a_question_of_the_benchmark_with_a_word_changed_is_no_example(tmp_path: Path) -> None:
+    """By the rules that training rows are checked by; another disease makes another question."""
+    form = "de que agente se fala quando o assunto do plantão é {}"
+    others = [form.format(name) for name in ("a malária", "a raiva", "o tétano")]
+    path = pool(tmp_path, [form.format("a dengue").replace("assunto", "tema"), *others])
+    benchmark = [question(form.format(name)) for name in ("a dengue", "a gripe", "a sífilis")]
+    benchmark += [question(f"quantos ossos tem {name}?") for name in ("a mão", "o pé", "a face")]
+    _, kept = with_examples(benchmark, asked(fewshot_path=path, num_fewshot=2), "default")
+    assert [own.stem for own in kept.questions] == others
+
+
 def test_bodinhos_examples_share_no_condition_with_its_benchmark() -> None:
     asks = {fact.subject.name for fact in bodinho.medical()[0]}
     names = {fact.subject.name for fact in bodinho.medical("all")[0]}

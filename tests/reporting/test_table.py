@@ -161,6 +161,15 @@ def test_the_notes_say_what_the_table_could_see(study: Path) -> None:
     assert 1 < float(found[1]) < 6
 
 
+def test_accuracy_on_questions_not_trained_on_has_its_column(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.6, 0.8)):
+        data = record([f"seed={seed}"], accuracy)
+        data["stages"]["sft"]["summary"]["clean"] = {"accuracy": accuracy / 2}
+        store(tmp_path, f"run-{seed}", data)
+    heads, (row,) = table_of(tmp_path).grid()
+    assert row[heads.index("not trained on, %")].text == "35.0"
+
+
 def test_a_comparison_at_equal_cost_says_so(tmp_path: Path) -> None:
     for number, steps in enumerate((40, 40, 50)):
         data = record([f"lora.r={number + 1}", "seed=0"], 0.5)
