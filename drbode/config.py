@@ -116,6 +116,8 @@ class DataConfig:
         keys = set()
         if _is_rows_file(self.path) and _is_rows_file(self.validation_path or self.path):
             keys.add("split")
+        if _is_text_file(self.path) and _is_text_file(self.validation_path or self.path):
+            keys.add("column")
         if self.validation_path is not None or (self.path == BODINHO and self.split == "train"):
             keys.add("validation_share")
         return keys
@@ -126,7 +128,7 @@ Optimizer = Literal["adamw", "paged_adamw_32bit", "paged_adamw_8bit"]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What every stage that trains on rows has in common; `cpt` is exactly this."""
+    """What every stage that trains on rows has in common."""
 
     learning_rate: Auto | Positive
     optimizer: Auto | Optimizer
@@ -147,6 +149,31 @@ class StageConfig:
     checkpoint_every: Count
     checkpoints: CountOrZero
     data: DataConfig
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """General text that is mixed into a stage's own, so that less is forgotten."""
+
+    share: Annotated[float, Range(0, 0.9)]
+    path: str
+    revision: str | None
+    split: str
+    column: str
+
+    def unread(self) -> set[str]:
+        """Names of its keys that are without effect."""
+        if self.share == 0:
+            return {"path", "revision", "split", "column"}
+        keys = {"split"} if _is_rows_file(self.path) else set()
+        return keys | ({"column"} if _is_text_file(self.path) else set())
+
+
+@dataclass(frozen=True)
+class CptConfig(StageConfig):
+    stride: CountOrZero
+    near_duplicates: Annotated[float, Range(0, 1, open_low=True)] | None
+    replay: ReplayConfig
 
 
 @dataclass(frozen=True)
@@ -376,7 +403,7 @@ class TrainConfig:
     lora: LoraConfig
     qlora: QloraConfig
     adapter: AdapterConfig
-    cpt: StageConfig
+    cpt: CptConfig
     sft: SftConfig
     dpo: DpoConfig
     reward: RewardConfig
@@ -454,6 +481,8 @@ class TrainConfig:
                 f"{self.data.conditions}; leave it out"
             )
         problems += self._budget_problems()
+        if "cpt" in self.stages:
+            problems += self._replay_problems()
         problems += self.benchmark.problems(self.data.conditions)
         for stage in self.stages:
             block = self.stage(stage)
@@ -505,6 +534,21 @@ class TrainConfig:
                 for own in ("steps", "tokens"):
                     if getattr(self.stage(stage), own) is not None:
                         yield f"{stage}.{own}: budget.{name} says how long stages are; leave it out"
+
+    def _replay_problems(self) -> list[str]:
+        replay, general = self.cpt.replay, self.forgetting
+        measured = general.text_path == replay.path and (
+            _is_rows_file(replay.path) or general.split == replay.split
+        )
+        if replay.share == 0:
+            return []
+        problems = _pinned_in_vain("cpt.replay", replay.path, replay.revision)
+        if measured:
+            problems.append(
+                f"cpt.replay.path: {replay.path} is the text that forgetting is measured on "
+                "(forgetting.text_path), which must not be trained on; replay another"
+            )
+        return problems
 
     def _unvalidated(self, stage: Stage) -> bool:
         data = self.stage(stage).data
@@ -593,6 +637,7 @@ class TrainConfig:
             keys.add("open.max_new_tokens")
         for stage in self.stages:
             keys |= {f"{stage}.data.{name}" for name in self.stage(stage).data.unread()}
+        keys |= {f"cpt.replay.{name}" for name in self.cpt.replay.unread()}
         if self.kind == "encoder":
             keys |= {"model.chat_template", "forgetting.text_path"}
         return keys | self.benchmark.unread()
@@ -737,7 +782,8 @@ UNREAD_BY_CHAT = (
     "trainer.gradient_checkpointing",
     "trainer.progress",
 )
-ROWS_FILES = (".jsonl", ".json", ".parquet")
+TEXT_FILE = ".txt"  # of documents with a blank line between them
+ROWS_FILES = (".jsonl", ".json", ".parquet", TEXT_FILE)
 SWEEP_PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's, of the extra `sweep`
 BODINHO = "bodinho"  # the path that stands for what the package ships, as model and as data
 BERTINHO = "bertinho"  # the encoder beside it: a config and a tokenizer, its weights are drawn
@@ -761,7 +807,12 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "benchmark.reward": "a protocol other than open",
     "benchmark.split": "a file, which has no splits",
     "data.split": "a file, which has no splits",
+    "data.column": "a .txt file, which has no columns",
     "data.validation_share": "validation rows of their own",
+    "cpt.replay.path": "cpt.replay.share=0",
+    "cpt.replay.revision": "cpt.replay.share=0",
+    "cpt.replay.split": "cpt.replay.share=0, or a file, which has no splits",
+    "cpt.replay.column": "cpt.replay.share=0, or a .txt file, which has no columns",
     "benchmark.num_fewshot": "the protocol open",
     "benchmark.fewshot_path": "benchmark.num_fewshot=0 or the protocol open",
     "benchmark.fewshot_choice": "benchmark.num_fewshot=0 or the protocol open",
@@ -790,6 +841,10 @@ def _is_rows_file(path: str) -> bool:
     return Path(path).suffix in ROWS_FILES
 
 
+def _is_text_file(path: str) -> bool:
+    return Path(path).suffix == TEXT_FILE
+
+
 def _pinned_in_vain(block: str, path: str, revision: str | None) -> list[str]:
     """A complaint where a revision is given of what lies here; an adapter's is that of its base."""
     here = path == BODINHO or Path(path).exists()
@@ -809,6 +864,7 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     del tree["trainer"]["progress"]
     blocks = [tree[name] for name in ("model", "benchmark", "forgetting") if name in tree]
     blocks += [tree[stage]["data"] for stage in STAGES if stage in tree]
+    blocks += [tree["cpt"]["replay"]] if "cpt" in tree else []
     for block in blocks:
         named = [block.get(key) for key in FILES]
         against = block.get("against", [])

@@ -1,6 +1,7 @@
 """What a run leaves behind: a folder with one `record.json`, whole at every moment."""
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -165,6 +166,15 @@ def whole(path: Path) -> Iterator[Path]:
         if refused := unwritable(error, path):
             raise refused from None
         raise
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """A lock on this file while the context lasts; other processes wait until it is given back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def append(path: Path, text: str) -> None:

@@ -123,6 +123,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         return policy
 
     check = Check(benchmark.questions, asked.contamination.action)
+    cache = run.folder.parent / ".cache"
     described = describe(asked.model, asked.kind)
     curation = Curation(asked.sft, asked.seed) if asked.curates() else None
     splits = {
@@ -131,6 +132,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             block,
             Renderer(described.tokenizer, _longest(stage, block, described.context)),
             asked.seed,
+            cache,
             asked.data.conditions,
             curation.screen if curation is not None and stage == "sft" else None,
             check,
@@ -208,7 +210,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             loggers=loggers,
             end=renderer.turn_end[1] if asked.kind == "decoder" else policy.tokenizer.sep_token_id,
             folder=run.folder,
-            cache=run.folder.parent / ".cache",
+            cache=cache,
             base=policy.state() if asked.refers_to_base() else {},
             probe=lambda: progression.accuracy(policy),
             reward=None,

@@ -197,6 +197,18 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["+lora.rang=3"], ["lora.rang", "no such key"]),
         (["lora=3"], ["lora", "a block of keys"]),
         (["method=full", "lora.r=3"], ["lora.r", "method full", "does not read lora"]),
+        (
+            ["stages=cpt", "cpt.replay.path=b.jsonl"],
+            ["cpt.replay.path", "no effect with cpt.replay.share=0"],
+        ),
+        (
+            ["stages=cpt", "cpt.replay.share=0.1", "cpt.replay.split=general"],
+            ["cpt.replay.path", "forgetting.text_path", "must not be trained on"],
+        ),
+        (
+            ["stages=cpt", "cpt.data.path=a.txt", "cpt.data.column=text"],
+            ["cpt.data.column", "no effect with a .txt file"],
+        ),
         (["cpt.epochs=3"], ["cpt.epochs", "stages [sft]", "does not read cpt"]),
         (
             ["sft.data.path=x.jsonl", "sft.data.validation_share=0", "sft.patience=2"],

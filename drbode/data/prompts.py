@@ -93,13 +93,11 @@ class Renderer:
         end = first[0] if first and first[0] in ends else self.tokenizer.eos_token_id
         return self.tokenizer.convert_ids_to_tokens(end), end
 
-    def text(self, row: Text) -> Rendered:
-        """A document as one tree, or several that follow each other where it is too long."""
+    def texts(self, texts: list[str]) -> list[list[int]]:
+        """Ids of documents of raw text, each with its end."""
         # With special tokens here: a model that knows a start token expects it before raw text.
-        ids = [*self.tokenizer(row.text)["input_ids"], self.document_end]
-        parts = [ids[i : i + self.max_length] for i in range(0, len(ids), self.max_length)]
-        trees = [Tree([], [Completion(part, [True] * len(part))]) for part in parts]
-        return Rendered([t for t in trees if t.supervised])
+        found: list[list[int]] = self.tokenizer(texts, return_attention_mask=False)["input_ids"]
+        return [[*ids, self.document_end] for ids in found]
 
     def masked(self, row: Text, pairs: bool) -> Rendered:
         """A document for an encoder, as [CLS] text [SEP] or, with `pairs`, [CLS] A [SEP] B [SEP].

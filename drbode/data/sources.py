@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import os
 import random
+import weakref
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
-from drbode.config import BODINHO, ROWS_FILES, BadInput, unwritable
+from drbode.config import BODINHO, ROWS_FILES, TEXT_FILE, BadInput, unwritable
 from drbode.data import bodinho
 
 Kind = Literal["text", "chat", "pair", "question"]
@@ -54,8 +60,10 @@ def read(
     """All records of a source, each with where it stands; `key` is what a complaint names.
     `conditions` says which of bodinho's are taken.
 
-    Of a table (parquet, or a hub set, which stays in its file) only `columns` are read. Raises
-    BadInput where one is missing, there is nothing to read or a line is no JSON object.
+    Of a table (parquet, or a hub set) only `columns` are read. All but bodinho and .json stay in
+    their file, from which a record is read each time it is asked for. Raises BadInput where a
+    column is missing or there is nothing to read, and a line that is no JSON object does once it is
+    come to.
     """
     records: Sequence[Record]
     if path == BODINHO:
@@ -63,7 +71,7 @@ def read(
     elif Path(path).suffix in ROWS_FILES:
         if not Path(path).is_file():
             raise BadInput(f"{key}: there is no file {path}")
-        records = list(_file(Path(path), key, columns))
+        records = _file(Path(path), kind, key, columns)
     elif Path(path).is_file():
         raise BadInput(f"{key}: expected a .jsonl, .json or .parquet file, got {path}")
     else:
@@ -77,7 +85,8 @@ def sample(records: Sequence[T], count: int | None, seed: int) -> Sequence[T]:
     """A random sample in its original order; all of them where count is None or too large."""
     if count is None or count >= len(records):
         return records
-    return Picked(records, sorted(random.Random(seed).sample(range(len(records)), count)))
+    chosen = random.Random(seed).sample(range(len(records)), count)
+    return Picked(records, array("q", sorted(chosen)))
 
 
 def digest(records: Iterable[Record]) -> str:
@@ -104,45 +113,134 @@ def _bodinho(kind: Kind, split: str, key: str, conditions: bodinho.Conditions) -
         yield f"bodinho {split} row {number}", fields
 
 
-def _file(path: Path, key: str, columns: Columns | None) -> Iterator[Record]:
+def _file(path: Path, kind: Kind, key: str, columns: Columns | None) -> Sequence[Record]:
     if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet
-
-        try:
-            wanted = _wanted(parquet.read_schema(path).names, columns, str(path), key)
-            rows = parquet.read_table(path, columns=wanted).to_pylist()
-        except ArrowInvalid as error:
-            raise BadInput(f"{path}: is no parquet file ({error})") from None
-        yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
-        return
+        return _ParquetRecords(path, key, columns)
+    if path.suffix == TEXT_FILE:
+        if kind != "text":
+            raise BadInput(
+                f"{key}: {path} holds plain text, without the fields of rows; expected a .jsonl, "
+                ".json or .parquet file"
+            )
+        return _TextRecords(path, columns.needed[0] if columns else "text")
+    if path.suffix == ".jsonl":
+        return _LineRecords(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8 text ({error})") from None
-    if path.suffix == ".json":
+    except ValueError as error:
+        raise BadInput(f"{path}: is no JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise BadInput(f"{path}: expected a list of rows, got {type(rows).__name__}")
+    return [(f"{path}, row {n}", _fields(row, f"{path}, row {n}")) for n, row in enumerate(rows, 1)]
+
+
+def _fields(row: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise BadInput(f"{where}: expected an object with fields, got {type(row).__name__}")
+    return row
+
+
+class _OnDisk(Sequence[Record], ABC):
+    """Records that are read off the disk one by one."""
+
+    @abstractmethod
+    def record(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        every = range(len(self))
+        return Picked(self, every[index]) if isinstance(index, slice) else self.record(every[index])
+
+
+class _LineRecords(_OnDisk):
+    """A line a record; held in memory are 12 bytes of each: where it begins, and its number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.starts, self.lines = array("q"), array("I")
+        at, inside = 0, False
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    inside = False
+                elif not (inside and self.joins):
+                    self.starts.append(at)
+                    self.lines.append(number)
+                    inside = True
+                at += len(line)
+        self.starts.append(at)
+        self.file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
+
+    joins = False  # whether lines without a blank one between them are one record
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def record(self, index: int) -> Record:
+        where = f"{self.path}, line {self.lines[index]}"
+        start, end = self.starts[index], self.starts[index + 1]
         try:
-            rows = json.loads(text)
+            return where, self.read(os.pread(self.file, end - start, start).decode().strip(), where)
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{where}: expected UTF-8 text ({error})") from None
+
+    def read(self, text: str, where: str) -> Mapping[str, Any]:
+        try:
+            row = json.loads(text)
         except ValueError as error:
-            raise BadInput(f"{path}: is no JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise BadInput(f"{path}: expected a list of rows, got {type(rows).__name__}")
-        numbered = [(f"{path}, row {n}", row) for n, row in enumerate(rows, 1)]
-    else:
-        numbered = []
-        for n, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                numbered.append((f"{path}, line {n}", json.loads(line)))
-            except ValueError as error:
-                raise BadInput(f"{path}, line {n}: is no JSON ({error})") from None
-    for where, row in numbered:
-        if not isinstance(row, Mapping):
-            raise BadInput(f"{where}: expected an object with fields, got {type(row).__name__}")
-        yield where, row
+            raise BadInput(f"{where}: is no JSON ({error})") from None
+        return _fields(row, where)
 
 
-class _HubRecords(Sequence[Record]):
+class _TextRecords(_LineRecords):
+    """Plain text: documents with a blank line between them, as rows of one column."""
+
+    joins = True
+
+    def __init__(self, path: Path, column: str) -> None:
+        super().__init__(path)
+        self.column = column
+
+    def read(self, text: str, where: str) -> Mapping[str, Any]:
+        return {self.column: text}
+
+
+class _ParquetRecords(_OnDisk):
+    """A parquet file, of which one row group at a time is in memory."""
+
+    def __init__(self, path: Path, key: str, columns: Columns | None) -> None:
+        from pyarrow import ArrowInvalid, parquet
+
+        self.path = path
+        try:
+            self.file = parquet.ParquetFile(path)
+        except ArrowInvalid as error:
+            raise BadInput(f"{path}: is no parquet file ({error})") from None
+        self.columns = _wanted(self.file.schema_arrow.names, columns, str(path), key)
+        groups = range(self.file.num_row_groups)
+        sizes = (self.file.metadata.row_group(group).num_rows for group in groups)
+        self.ends = list(accumulate(sizes))
+        self.group, self.rows = -1, list[Mapping[str, Any]]()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def record(self, index: int) -> Record:
+        group = bisect_right(self.ends, index)
+        if group != self.group:
+            self.rows = self.file.read_row_group(group, columns=self.columns).to_pylist()
+            self.group = group
+        row = self.rows[index - (self.ends[group - 1] if group else 0)]
+        return f"{self.path}, row {index + 1}", row
+
+
+class _HubRecords(_OnDisk):
     """A data set of the hub, or a folder like one: its rows are read off the disk one by one."""
 
     def __init__(
@@ -164,13 +262,7 @@ class _HubRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return Picked(self, range(len(self))[index])
+    def record(self, index: int) -> Record:
         return f"{self.name} row {index + 1}", self.rows[index]
 
     def __iter__(self) -> Iterator[Record]:

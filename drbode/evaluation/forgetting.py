@@ -11,6 +11,7 @@ import torch
 from drbode.config import BenchmarkConfig, ForgettingConfig
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
+from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_text
 from drbode.data.trees import Tree, pack, within
@@ -88,18 +89,10 @@ def document(row: Text, renderer: Renderer) -> Document:
     The bytes are those of the tokens that are predicted, so that bits per byte compare between
     tokenizers.
     """
-    trees = renderer.text(row).trees
-    last = trees[-1].completions[0]
-    last.ids.pop()
-    last.supervised.pop()
-    ids = [token for tree in trees for token in tree.completions[0].ids]
-    unpredicted, at = 0, 0
-    for tree in trees:  # decoded from the text's start, for in between some lose a space
-        until = (renderer.tokenizer.decode(ids[:end]) for end in (at, at + 1))
-        before, after = (len(text.encode()) for text in until)
-        unpredicted += after - before
-        at += tree.tokens
-    return Document([t for t in trees if t.supervised], len(row.text.encode()) - unpredicted)
+    (ids,) = renderer.texts([row.text])
+    cut = Cut(renderer.max_length)
+    unpredicted = cut.unpredicted_bytes(renderer.tokenizer, ids)
+    return Document(cut.trees(ids[:-1]), len(row.text.encode()) - unpredicted)
 
 
 def measure(policy: Policy, renderer: Renderer, general: General) -> Known:

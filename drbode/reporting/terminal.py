@@ -325,4 +325,6 @@ def ledger(counts: Mapping[str, Any]) -> str:
         text += f", {counts['cut']} cut"
     for reason, count in counts["dropped"].items():
         text += f", {count} dropped ({reason})"
+    if counts["replay"] is not None:
+        text += f", beside {counts['replay']['rows']} general texts"
     return text

@@ -1,7 +1,6 @@
 """Finished stages by their content, so that the runs of a sweep train a common stage once."""
 
 import csv
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from drbode.config import BadInput
 from drbode.models.base import read_tensors
-from drbode.record import append, whole, write_json
+from drbode.record import append, exclusive, whole, write_json
 from drbode.training.callbacks import COLUMNS
 from drbode.training.stages import LAST, StageResult
 
@@ -64,7 +63,5 @@ def entry(cache: Path, digest: str) -> Iterator[Entry]:
     Another process that wants the same stage waits here, and then finds it done.
     """
     folder = cache / "stages" / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / ".lock"):
         yield Entry(folder)

@@ -67,6 +67,9 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.train_metrics: dict[str, float] = {}  # of the last steps logged
         self.validation: dict[str, float] = {}  # of the last validation
         self.best_validation: dict[str, float] = {}  # of the lowest loss
+        self.before: dict[
+            str, float
+        ] = {}  # of a validation before the first step, if there was one
         self.validated_at: int | None = None
         self._window = _Window()
         self._paused = 0.0
@@ -155,9 +158,12 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def close_validation(self, found: dict[str, float]) -> None:
         """Keeps and logs what a validation came to."""
-        self.validation, self.validated_at = found, self.optimizer_steps
-        if found["loss"] < self.best_validation.get("loss", math.inf):
-            self.best_validation = found
+        if self.optimizer_steps == 0:
+            self.before = found
+        else:
+            self.validation, self.validated_at = found, self.optimizer_steps
+            if found["loss"] < self.best_validation.get("loss", math.inf):
+                self.best_validation = found
         self._window.began += time.perf_counter() - self._paused
         self.log("validation/loss", found["loss"], prog_bar=True, logger=False)
         self.write("validation", found)
@@ -188,6 +194,7 @@ class TrainingModule(lightning.LightningModule, ABC):
             "train_metrics": self.train_metrics,
             "validation": self.validation,
             "best_validation": self.best_validation,
+            "before": self.before,
             "validated_at": self.validated_at,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
@@ -201,6 +208,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.train_metrics = ours["train_metrics"]
         self.validation = ours["validation"]
         self.best_validation = ours["best_validation"]
+        self.before = ours["before"]
         self.validated_at = ours["validated_at"]
 
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import random
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ class Prompts(StepLoader):
         order, tokens = random.Random(seed), 0
         self.plan = []
         while True:
-            indices = list(range(len(trees)))
+            indices = array("i", range(len(trees)))
             order.shuffle(indices)
             for at in range(0, len(indices) - size + 1, size):
                 self.plan.append(indices[at : at + size])

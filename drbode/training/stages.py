@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from drbode.config import (
     BadInput,
+    CptConfig,
     DpoConfig,
     MlmConfig,
     PpoConfig,
@@ -33,8 +35,10 @@ from drbode.config import (
     TrainerConfig,
 )
 from drbode.data.masking import MaskedSteps, held_out_batches, masker, plain
+from drbode.data.prompts import Renderer
+from drbode.data.replay import TextSteps
 from drbode.data.steps import Split, StepLoader
-from drbode.data.trees import pack, within
+from drbode.data.trees import Tree, Trees, pack, within
 from drbode.models.base import Policy, read_tensors
 from drbode.models.heads import RewardModel, load_reward_model
 from drbode.models.machine import Machine
@@ -42,7 +46,7 @@ from drbode.record import whole
 from drbode.training import checkpoints
 from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar, StageCheckpoint
 from drbode.training.checkpoints import Checkpoints
-from drbode.training.clm import CLMModule
+from drbode.training.clm import CLMModule, TextModule
 from drbode.training.dpo import DPOModule
 from drbode.training.mlm import MLMModule
 from drbode.training.module import TrainingModule
@@ -186,6 +190,8 @@ def _train(
             plugins=[Checkpoints(module.state_dict)],
         )
         try:
+            if held_out and checkpoint is None and isinstance(module, TextModule):
+                trainer.validate(module, held_out, verbose=False)
             trainer.fit(module, loader, held_out, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C, with the signal switched off
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -203,7 +209,8 @@ def _train(
         peak_memory_gib=memory.peak_gib,
         train_loss=module.train_metrics["loss"],
         validation_loss=module.validation.get("loss"),
-        measures={n: v for n, v in module.validation.items() if n != "loss"},
+        measures={n: v for n, v in module.validation.items() if n != "loss"}
+        | {f"{n}_before": v for n, v in module.before.items() if n != "loss"},
         ended_by=_ended_by(config, module.optimizer_steps < module.steps),
         optimizer=config.optimizer,
         dropout="off" if stage in PREFERENCES else "as configured",
@@ -239,7 +246,11 @@ def _module(
     step_offset: int,
 ) -> tuple[StepLoader, TrainingModule, DataLoader[Any] | None]:
     """The stage's steps, its objective, and what it is validated on."""
-    loader = StepLoader(train.trees, config, run.seed)
+    loader: StepLoader
+    if isinstance(config, CptConfig):
+        loader = TextSteps(train, config, run.seed)
+    else:
+        loader = StepLoader(train.trees, config, run.seed)
     common: dict[str, Any] = {
         "policy": policy,
         "stage": stage,
@@ -282,6 +293,12 @@ def _module(
             module = MLMModule(texts=texts, **common)
             held_out = held_out_batches(rows, config.max_tokens, masks, run.seed)
             return loader, module, DataLoader(held_out, batch_size=None) if rows else None  # type: ignore[arg-type]
+        case CptConfig():
+            module = TextModule(
+                document_end=Renderer(policy.tokenizer, policy.context).document_end,
+                predicted_bytes=None if validation is None else validation.ledger.predicted_bytes,
+                **common,
+            )
         case _:
             module = CLMModule(**common)
     return loader, module, _batches(validation, config.max_tokens)
@@ -353,10 +370,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _batches(split: Split | None, max_tokens: int) -> DataLoader[Any] | None:
-    """The validation rows, packed once and kept."""
-    if split is None:
-        return None
-    return _in_order([pack(group) for group in within(split.trees, max_tokens)])
+    return None if split is None else _in_order(_Packed(split.trees, max_tokens))
 
 
 def _groups(split: Split | None, size: int) -> DataLoader[Any] | None:
@@ -364,7 +378,21 @@ def _groups(split: Split | None, size: int) -> DataLoader[Any] | None:
     return None if split is None else _in_order([split.trees[:size]])
 
 
-def _in_order(batches: list[Any]) -> DataLoader[Any]:
+class _Packed(Sequence[Trees]):
+    """Trees in batches, packed as they are come to: all at once may not fit into memory."""
+
+    def __init__(self, trees: Sequence[Tree], max_tokens: int) -> None:
+        self.trees = trees
+        self.ends = list(accumulate(len(group) for group in within(trees, max_tokens)))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        return pack(self.trees[self.ends[index - 1] if index else 0 : self.ends[index]])
+
+
+def _in_order(batches: Sequence[Any]) -> DataLoader[Any]:
     # A generator of its own: a DataLoader draws, though nothing is shuffled, and the training's
     # draws are not to depend on how often it is validated.
     return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]

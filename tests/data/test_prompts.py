@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from drbode.config import BadInput
+from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
-from drbode.data.rows import Chat, Message, Pair, Text, parse_question
+from drbode.data.rows import Chat, Message, Pair, parse_question
 from drbode.data.trees import Tree
 from drbode.models.base import bodinho_folder
 
@@ -148,9 +149,10 @@ def test_lines_are_the_chapters_format_without_an_end(tokenizer: Any) -> None:
 
 def test_a_document_ends_and_is_split_without_loss(tokenizer: Any) -> None:
     text = "A dengue é uma doença. " * 10
-    (whole,) = Renderer(tokenizer, 2048).text(Text(text, "here")).trees
+    (ids,) = Renderer(tokenizer, 2048).texts([text])
+    (whole,) = Cut(2048).trees(ids)
     assert whole.completions[0].ids[-1] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    parts = Renderer(tokenizer, 16).text(Text(text, "here")).trees
+    parts = Cut(16).trees(ids)
     assert [t for part in parts for t in part.completions[0].ids] == whole.completions[0].ids
     assert all(part.tokens <= 16 for part in parts)
 
@@ -175,7 +177,7 @@ def test_no_double_start_token() -> None:
     (tree,) = renderer.chat(chat("oi", "olá")).trees
     assert tree.prompt == [0, 4, 2, 5]
     assert tree.completions[0].ids == [3, 1]
-    assert renderer.text(Text("oi", "here")).trees[0].completions[0].ids == [0, 2, 1]
+    assert renderer.texts(["oi"]) == [[0, 2, 1]]
 
 
 def question(stem: str, image: str | None = None) -> Any:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from drbode import config
 from drbode.data.prompts import Renderer
-from drbode.data.rows import Chat, Message, Pair, Prompt, Text, parse_question
+from drbode.data.rows import Chat, Message, Pair, Prompt, parse_question
 from drbode.data.trees import pack
 from drbode.models.base import load_policy
 from drbode.models.generation import generate
@@ -128,8 +128,7 @@ def test_the_end_of_a_turn_and_of_a_document_and_the_pad_are_told_apart(renderer
     assert renderer.turn_end == ("<|im_end|>", END)
     assert renderer.document_end == PAD
     assert renderer.tokenizer.pad_token_id == PAD
-    (tree,) = renderer.text(Text("oi", "here")).trees
-    assert tree.completions[0].ids == [*letters("oi"), PAD]
+    assert renderer.texts(["oi"]) == [[*letters("oi"), PAD]]
 
 
 @pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])

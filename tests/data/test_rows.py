@@ -1,6 +1,7 @@
 """Rows are checked where they come in, and a complaint names file, line and field."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_missing_column_names_those_there() -> None:
         parse_text({"texto": "a", "fonte": "b"}, "f, line 1")
 
 
-def read(path: Path) -> list[sources.Record]:
+def read(path: Path) -> Sequence[sources.Record]:
     return sources.read("chat", str(path), "train", None, "sft.data.path")
 
 
@@ -99,6 +100,7 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
         ("a.json", '{"data": 1}', ["a.json", "a list of rows"]),
         ("a.parquet", "nothing of the kind", ["a.parquet", "no parquet"]),
         ("a.csv", "x", ["sft.data.path", ".jsonl, .json or .parquet"]),
+        ("a.txt", "oi", ["sft.data.path", "plain text", ".jsonl, .json or .parquet"]),
         (None, "", ["sft.data.path", "there is no file"]),
     ],
 )
@@ -109,7 +111,7 @@ def test_a_bad_file_is_refused(
     if name:
         path.write_text(content)
     with pytest.raises(BadInput) as caught:
-        read(path)
+        list(read(path))
     for word in words:
         assert word in str(caught.value)
 

@@ -4,16 +4,18 @@ import dataclasses
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from drbode import config
 from drbode.config import BadInput, StageConfig
 from drbode.data.prompts import Renderer
 from drbode.data.steps import StepLoader, load_splits
 from drbode.data.trees import Completion, Tree
+from drbode.models.base import bodinho_folder
 
 
-def stage(**changes: Any) -> StageConfig:
-    block = config.build(config.TrainConfig, config.compose("train")).sft
+def stage(name: str = "sft", **changes: Any) -> StageConfig:
+    block = getattr(config.build(config.TrainConfig, config.compose("train")), name)
     data = {k.removeprefix("data_"): v for k, v in changes.items() if k.startswith("data_")}
     own = {k: v for k, v in changes.items() if not k.startswith("data_")}
     return dataclasses.replace(block, data=dataclasses.replace(block.data, **data), **own)
@@ -98,7 +100,7 @@ def test_the_ledger_says_what_became_of_the_rows(tmp_path: Any) -> None:
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     block = stage(data_path=str(tmp_path / "rows.jsonl"), data_validation_share=0.0)
-    train, validation = load_splits("sft", block, Renderer(Words(), 20), seed=0)
+    train, validation = load_splits("sft", block, Renderer(Words(), 20), seed=0, cache=tmp_path)
     assert validation is None
     ledger = train.ledger
     assert (ledger.rows, ledger.sequences, ledger.cut) == (3, 2, 0)
@@ -107,16 +109,15 @@ def test_the_ledger_says_what_became_of_the_rows(tmp_path: Any) -> None:
     assert ledger.tokens == (5 + 4) + (4 + 2)  # uxx$a yyy$ and ux$a y$
     assert ledger.ends_supervised == 1.0
     with pytest.raises(BadInput, match=r"no supervised token is left .*3 longer than 3 tokens"):
-        load_splits("sft", block, Renderer(Words(), 3), seed=0)
+        load_splits("sft", block, Renderer(Words(), 3), seed=0, cache=tmp_path)
 
 
 def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> None:
     lines = [f'{{"text": "row number {n}"}}' for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    block = stage(
-        data_path=str(tmp_path / "rows.jsonl"), data_validation_share=0.25, data_column="text"
-    )
-    train, validation = load_splits("cpt", block, Renderer(Words(), 64), seed=0)
+    block = stage("cpt", data_path=str(tmp_path / "rows.jsonl"), data_validation_share=0.25)
+    renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
+    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
     assert validation is not None
     assert (train.ledger.rows, validation.ledger.rows) == (30, 10)
     told = [{tuple(t.completions[0].ids) for t in split.trees} for split in (train, validation)]
@@ -125,7 +126,8 @@ def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> Non
 
 def test_a_single_row_is_trained_on_and_not_held_out(tmp_path: Any) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "only one"}')
-    block = stage(data_path=str(tmp_path / "rows.jsonl"), data_column="text")
-    train, validation = load_splits("cpt", block, Renderer(Words(), 64), seed=0)
+    block = stage("cpt", data_path=str(tmp_path / "rows.jsonl"))
+    renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
+    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
     assert train.ledger.rows == 1
     assert validation is None
