@@ -318,17 +318,18 @@ def uncovered(
 
 def undrawn(rows: Sequence[Row], count: int, seed: int) -> Reasons:
     """All rows but `count` at random."""
-    drawn = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
-    return {row.number: "not drawn" for i, row in enumerate(rows) if i not in set(drawn)}
+    drawn = set(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
+    return {row.number: "not drawn" for i, row in enumerate(rows) if i not in drawn}
 
 
 def nearer(rows: Sequence[Row], count: int) -> Reasons:
     """All rows but `count` that lie apart by their words."""
     centres, owners = farthest_first([row.text for row in rows], count)
+    apart = set(centres)
     return {
         row.number: f"lies nearest to {rows[centres[owner]].where}"
         for i, (row, owner) in enumerate(zip(rows, owners, strict=True))
-        if i not in set(centres)
+        if i not in apart
     }
 
 

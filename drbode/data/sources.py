@@ -160,6 +160,8 @@ class _OnDisk(Sequence[Record], ABC):
 class _LineRecords(_OnDisk):
     """A line a record; held in memory are 12 bytes of each: where it begins, and its number."""
 
+    joins = False  # whether lines without a blank one between them are one record
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.starts, self.lines = array("q"), array("I")
@@ -176,8 +178,6 @@ class _LineRecords(_OnDisk):
         self.starts.append(at)
         self.file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
-
-    joins = False  # whether lines without a blank one between them are one record
 
     def __len__(self) -> int:
         return len(self.lines)

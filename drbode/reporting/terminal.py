@@ -80,7 +80,7 @@ def show_contamination(cases: Sequence[Mapping[str, Any]], most: int = 10) -> No
         table.add_column(head, overflow="fold")
     for case in cases[:most]:
         found = f"{case['rule']}, {case['score']:.0f} %"
-        cells = (case["stage"], case["row"], case["question"], found, f"{case['shared'][:60]}")
+        cells = (case["stage"], case["row"], case["question"], found, case["shared"][:60])
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
     if len(cases) > most:

@@ -67,9 +67,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.train_metrics: dict[str, float] = {}  # of the last steps logged
         self.validation: dict[str, float] = {}  # of the last validation
         self.best_validation: dict[str, float] = {}  # of the lowest loss
-        self.before: dict[
-            str, float
-        ] = {}  # of a validation before the first step, if there was one
+        self.before: dict[str, float] = {}  # of a validation before the first step, if any
         self.validated_at: int | None = None
         self._window = _Window()
         self._paused = 0.0
