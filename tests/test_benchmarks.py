@@ -14,7 +14,7 @@ sys.path.insert(0, str(FOLDER))
 
 import harness  # noqa: E402
 
-SETTING = harness.Setting("small", "cpu", "lora", 16, 4, 2, None)
+SETTING = harness.Setting("small", "cpu", "lora", 16, 4, 2, None, None)
 RUN = harness.Run(
     arm="drbode",
     rows=4,
@@ -26,12 +26,17 @@ RUN = harness.Run(
     losses=[2.0, 1.0],
     threads=1,
     matrix_gflops=100.0,
+    operations=5e10,
     floor=0.5,
 )
 WORK = harness.Work(
     stage="sft",
     unit="rows",
-    peers={"trl": {}, "trl single": {}},
+    peers={
+        "trl": {"batch": "whole"},
+        "trl packed": {"batch": "whole", "padding_free": True},
+        "trl single": {"batch": "single"},
+    },
     targets=(harness.Target("trl", 3, 2),),
     trees=lambda _: [],
     peer=lambda *_: [],
@@ -41,7 +46,9 @@ WORK = harness.Work(
 
 
 def peer(**changes: object) -> harness.Run:
-    return replace(RUN, **{"arm": "trl", "seconds": 6.0, "peak_gib": 2.5, **changes})
+    return replace(
+        RUN, **{"arm": "trl", "seconds": 6.0, "peak_gib": 2.5, "operations": 1e11, **changes}
+    )
 
 
 def result(*peers: harness.Run) -> harness.Result:
@@ -53,7 +60,7 @@ def test_ratios_are_those_within_a_round() -> None:
     found = result(peer(), peer(seconds=8.0), peer(seconds=10.0))
     assert found.ratios("trl", lambda run: run.rows_per_second) == [3.0, 4.0, 5.0]
     row = found.table().splitlines()[-1]
-    assert row.startswith("| trl | 0.50 | 5 | 6 | 5.0 | 2.50 | 2.00 |")
+    assert row.startswith("| trl | 0.50 | 5 | 6 | 5.0 | 2.50 | 2.00 | 2.00 |")
     assert "| 4.00 (3.00-5.00) | 2.50 (2.50-2.50) | 4.00 (4.00-4.00) | 0.0e+00 |" in row
     assert found.verdicts() == [
         "trl: 4.00 times as fast (target 3), 1/4.00 of the memory (target 1/2)"
@@ -71,9 +78,30 @@ def test_the_floor_counts_every_token_that_a_token_sees() -> None:
     tree = Tree([5, 6, 7], [Completion([8, 9], [True, True]), Completion([8], [True])])
     matrices = 2 * (6 * (384 * 64 * 16 + 3 * 384 * 1024) * 6 + 384 * 32_768 * 3)
     attention = 4 * 6 * 6 * 64 * (6 + 9 + 4)
-    assert harness._operations(WORK, SETTING, [tree]) == 2 * matrices + 3 * attention
+    assert harness._operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
     twice = replace(WORK, reference=True)
-    assert harness._operations(twice, SETTING, [tree]) == 3 * matrices + 4 * attention
+    assert harness._operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
+
+
+@pytest.mark.parametrize(
+    ("arm", "lengths"),
+    [
+        ("trl", [5, 5, 5, 5, 2, 2]),  # steps of two rows, each padded to its longest side
+        ("trl packed", [5, 4, 2, 2, 2, 1]),
+        ("trl single", [5, 5, 2, 2, 2, 2]),
+    ],
+)
+def test_a_peer_reads_every_side_with_its_prompt_and_padding(arm: str, lengths: list[int]) -> None:
+    trees = [
+        Tree(list(range(prompt)), [Completion([8] * n, [True] * n) for n in (one, other)])
+        for prompt, one, other in ((3, 2, 1), (0, 2, 2), (0, 2, 1))
+    ]
+    assert harness._peer_lengths(WORK.peers[arm], SETTING, trees) == lengths
+    tokens, seen = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
+    matrices = 2 * tokens * (6 * (384 * 64 * 16 + 3 * 384 * 1024) + 384 * 32_768)
+    assert harness._operations(WORK, arm, SETTING, trees) == (
+        2 * matrices + 3 * 4 * 6 * 6 * 64 * seen
+    )
 
 
 def test_who_begins_moves_on() -> None:

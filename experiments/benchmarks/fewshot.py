@@ -25,18 +25,16 @@ answer must be equal on every question.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +48,7 @@ from drbode.evaluation import multiple_choice
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
-RECORD = Path(__file__).with_suffix(".json")
+RECORD = harness.RECORDS / "fewshot.json"
 LIBRARIES = ("drbode", "torch", "transformers", "lm_eval")
 SHOTS = 8
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # that lm-eval may choose from
@@ -282,14 +280,11 @@ def table(sets: Sequence[Measured]) -> str:
         for number, arm in enumerate(own.seconds[0]):
             name = arm.rpartition(", ")[0]
             speed = own.questions / statistics.median(s[arm] for s in own.seconds)
-            beside = "" if arm.endswith("drbode") else _ratio(own.times(f"{name}, drbode", arm))
+            times = own.times(f"{name}, drbode", arm)
+            beside = "" if arm.endswith("drbode") else harness.spread(times)
             where = f"{own.name}, {own.questions}" if number == 0 else ""
             lines.append(f"| {where} | {arm} | {own.tokens[name]:.0f} | {speed:.1f} | {beside} |")
     return "\n".join(lines)
-
-
-def _ratio(found: Sequence[float]) -> str:
-    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
 
 
 def describe(sets: Sequence[Measured], protocol: str) -> dict[str, Any]:
@@ -297,22 +292,12 @@ def describe(sets: Sequence[Measured], protocol: str) -> dict[str, Any]:
     return {
         "benchmark": "fewshot",
         "protocol": protocol,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        **harness.machine(LIBRARIES),
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "max_tokens": settings(BODINHO, protocol, None).max_tokens,
         "sets": [asdict(own) for own in sets],
     }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:
@@ -333,6 +318,7 @@ def main() -> None:
         measure(models, path, asked.protocol, count, asked.rounds, asked.every)
         for path, count in counts.items()
     ]
+    asked.output.parent.mkdir(exist_ok=True)
     asked.output.write_text(json.dumps(describe(sets, asked.protocol), indent=1) + "\n")
     print(table(sets))
     shipped = sets[0]

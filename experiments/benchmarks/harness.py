@@ -17,6 +17,7 @@ and less what was held at that point. The losses of every step must agree.
 import argparse
 import json
 import math
+import operator
 import os
 import platform
 import random
@@ -81,6 +82,7 @@ class Setting:
     rows: int
     rows_a_step: int
     row_tokens: int | None  # of every row alike; None: lengths are drawn
+    max_tokens: int | None  # of drbode's micro-batches; None: as shipped
 
     @property
     def name(self) -> str:
@@ -89,6 +91,8 @@ class Setting:
             parts += [self.method, f"r{self.rank}"]
         if self.row_tokens is not None:
             parts.append(f"{self.row_tokens}tokens")
+        if self.max_tokens is not None:
+            parts.append(f"batches{self.max_tokens}")
         return "-".join(parts)
 
     @property
@@ -143,7 +147,8 @@ class Run:
     matrix_gflops: (
         float  # a second, in products of 1 024 (CUDA: 8 192) rows and columns, afterwards
     )
-    floor: float  # seconds the work's matrix products would take at that rate
+    operations: float  # of the arm's matrix products and attention, padding and all, at least
+    floor: float  # seconds that drbode's operations would take at that rate
 
     @property
     def rows_per_second(self) -> float:
@@ -267,6 +272,7 @@ def asked(work: Work, setting: Setting) -> Any:
                 "epochs=1",
                 f"global_batch_size={setting.rows_a_step}",
                 *(["nll_weight=0"] if work.stage == "dpo" else []),
+                *([f"max_tokens={setting.max_tokens}"] if setting.max_tokens else []),
             )
         ),
     ]
@@ -419,24 +425,45 @@ def _matrix_rate(setting: Setting) -> float:
     return 2 * size**3 / statistics.median(taken[2:])
 
 
-def _operations(work: Work, setting: Setting, trees: Sequence[Any]) -> float:
-    """Multiplications and additions of a LoRA epoch's frozen matrices and attention, at least.
+def _operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) -> float:
+    """Multiplications and additions of an arm's frozen matrices and attention, at least.
 
-    2 a parameter and token forward, 2 backward, for no frozen matrix has a gradient; the head is
-    applied where something is predicted; attention is causal within prompt and completion.
+    2 a parameter and token forward, 2 backward, for no frozen matrix has a gradient. drbode reads a
+    prompt once and applies the head where something is predicted; trl reads every row whole and
+    padded, with its prompt, and applies the head everywhere. Attention is causal.
     """
     shape, passes = SHAPES[setting.shape], int(work.reference)
-    tokens = sum(tree.tokens for tree in trees)
-    predicted = sum(tree.supervised for tree in trees) if work.head else 0
-    seen = 0
-    for tree in trees:
-        prompt = len(tree.prompt)
-        seen += prompt * (prompt + 1) // 2
-        for own in tree.completions:
-            seen += len(own.ids) * prompt + len(own.ids) * (len(own.ids) + 1) // 2
-    matrices = 2 * (shape.layer_parameters * tokens + shape.width * shape.vocabulary * predicted)
+    if arm == "drbode":
+        tokens = sum(tree.tokens for tree in trees)
+        predicted = sum(tree.supervised for tree in trees)
+        seen = 0
+        for tree in trees:
+            prompt = len(tree.prompt)
+            seen += _causal(prompt)
+            seen += sum(len(own.ids) * prompt + _causal(len(own.ids)) for own in tree.completions)
+    else:
+        lengths = _peer_lengths(work.peers[arm], setting, trees)
+        tokens = predicted = sum(lengths)
+        seen = sum(map(_causal, lengths))
+    head = shape.width * shape.vocabulary * predicted if work.head else 0
+    matrices = 2 * (shape.layer_parameters * tokens + head)
     attention = 4 * shape.layers * shape.heads * shape.head_dim * seen
     return (2 + passes) * matrices + (3 + passes) * attention
+
+
+def _causal(length: int) -> int:
+    """How many pairs of a token and one that it sees there are in a sequence."""
+    return length * (length + 1) // 2
+
+
+def _peer_lengths(arm: Mapping[str, Any], setting: Setting, trees: Sequence[Any]) -> list[int]:
+    """Of the sequences that trl runs, as long as it makes them: those of a batch are padded."""
+    size = batches(setting)[arm["batch"]]["per_device_train_batch_size"]
+    found: list[int] = []
+    for at in range(0, len(trees), size):
+        own = [len(t.prompt) + len(c.ids) for t in trees[at : at + size] for c in t.completions]
+        found += own if arm.get("padding_free") else [max(own)] * len(own)
+    return found
 
 
 # --- the arms, each in a process of its own ----------------------------------------------------
@@ -549,7 +576,8 @@ def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) 
         losses=losses,
         threads=torch.get_num_threads(),
         matrix_gflops=rate / 1e9,
-        floor=_operations(work, setting, rows) / rate,
+        operations=_operations(work, arm, setting, rows),
+        floor=_operations(work, "drbode", setting, rows) / rate,
     )
 
 
@@ -591,10 +619,11 @@ class Result:
         unit = self.work.unit
         lines = [
             f"| | {unit}/s | tokens/s | share of the matrix rate, % | to the first step, s "
-            "| peak, GiB | of it in training, GiB | drbode is faster, times "
+            "| peak, GiB | of it in training, GiB | operations, times drbode's "
+            "| drbode is faster, times "
             "| drbode's peak is smaller, times | of it in training, times "
             "| largest difference of a step's loss |",
-            "|---|" + "--:|" * 10,
+            "|---|" + "--:|" * 11,
         ]
         for arm in self.arms:
             cells = [
@@ -607,9 +636,11 @@ class Result:
                 f"{self.median(arm, lambda run: run.increase_gib):.2f}",
             ]
             if arm == "drbode":
-                cells += [""] * 4
+                cells += [""] * 5
             else:
+                operations = (self.rounds[0][name].operations for name in (arm, "drbode"))
                 cells += [
+                    f"{operator.truediv(*operations):.2f}",
                     spread(self.ratios(arm, lambda run: run.rows_per_second)),
                     spread(self.ratios(arm, lambda run: 1 / run.peak_gib)),
                     spread(self.ratios(arm, lambda run: 1 / run.increase_gib)),
@@ -699,6 +730,7 @@ def main(work: Work, description: str | None) -> None:
     parser.add_argument("--rows", type=int, default=32, help=f"{work.unit} of the one epoch")
     parser.add_argument("--rows-a-step", type=int, default=8, help="of them in an optimizer step")
     parser.add_argument("--row-tokens", type=int, help="of every row; default: lengths are drawn")
+    parser.add_argument("--max-tokens", type=int, help="of drbode's micro-batches")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small", help="of the network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: in bf16")
     parser.add_argument("--method", choices=("lora", "qlora"), default="lora", help="qlora: NF4")
@@ -716,6 +748,7 @@ def main(work: Work, description: str | None) -> None:
         rows=words.rows,
         rows_a_step=words.rows_a_step,
         row_tokens=words.row_tokens,
+        max_tokens=words.max_tokens,
     )
     if words.arm is not None:  # the process of one run
         run = run_arm(work, words.arm, setting, words.folder, words.began)

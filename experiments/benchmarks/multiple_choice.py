@@ -19,18 +19,16 @@ each has been run on a few questions, so that a machine that slows down slows al
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,7 +40,7 @@ from drbode.evaluation import multiple_choice
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
-RECORD = Path(__file__).with_suffix(".json")
+RECORD = harness.RECORDS / "multiple_choice.json"
 LIBRARIES = ("drbode", "torch", "transformers")
 TARGETS = {"chapter": 2.5, "letter": 4.0}  # times as fast as the loop, on the shipped questions
 WARM_UP = 8
@@ -176,8 +174,8 @@ def table(sets: Sequence[Measured]) -> str:
     ]
     for own in sets:
         lines.append(_row(own, "loop", "", ""))
-        lines.append(_row(own, "chapter", _ratio(own.times("chapter")), str(own.unequal)))
-        lines.append(_row(own, "letter", _ratio(own.times("letter")), ""))
+        lines.append(_row(own, "chapter", harness.spread(own.times("chapter")), str(own.unequal)))
+        lines.append(_row(own, "letter", harness.spread(own.times("letter")), ""))
     return "\n".join(lines)
 
 
@@ -187,30 +185,16 @@ def _row(own: Measured, arm: str, ratio: str, unequal: str) -> str:
     return f"| {name} | {arm} | {speed:.1f} | {ratio} | {unequal} |"
 
 
-def _ratio(found: Sequence[float]) -> str:
-    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
-
-
 def describe(sets: Sequence[Measured]) -> dict[str, Any]:
     """Everything that was measured, and on what."""
     return {
         "benchmark": "multiple_choice",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        **harness.machine(LIBRARIES),
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "max_tokens": settings("letter").max_tokens,
         "sets": [asdict(own) for own in sets],
     }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:
@@ -222,6 +206,7 @@ def main() -> None:
     arms = load()
     paths = [BODINHO, *([asked.questions] if asked.questions else [])]
     sets = [measure(arms, path, asked.rounds) for path in paths]
+    asked.output.parent.mkdir(exist_ok=True)
     asked.output.write_text(json.dumps(describe(sets), indent=1) + "\n")
     print(table(sets))
     shipped = sets[0]
