@@ -6,11 +6,14 @@ import itertools
 import re
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -306,15 +309,28 @@ def _check_measure(rows: Sequence[Row], name: str) -> None:
 def _baseline(rows: Sequence[Row], asked: str | None) -> Row:
     if asked is None:
         return next((row for row in rows if row.seeds), rows[0])
-    words = set(asked.split())
-    exact = [row for row in rows if words == set(row.name.split())]
-    found = exact or [row for row in rows if words <= {*row.name.split(), *row.runs[0].overrides}]
+    words = _meant(asked.split())
+    named = [(row, _meant(row.name.split())) for row in rows]
+    exact = [row for row, own in named if words == own]
+    found = exact or [row for row, own in named if words <= own | _meant(row.runs[0].overrides)]
     if len(found) == 1:
         return found[0]
     what = "several variants have" if found else "there is no variant"
     raise BadInput(
         f"baseline: {what} {asked}; expected one of {', '.join(row.name for row in found or rows)}"
     )
+
+
+def _meant(words: Iterable[str]) -> set[tuple[str, str]]:
+    """Overrides as key and value, as Hydra reads the value: `False` is `false`, 1e-3 is 0.001."""
+    parser = OverridesParser.create()
+    found = set()
+    for word in words:
+        key, _, value = word.partition("=")
+        with suppress(HydraException):  # a word without a value, or a part of a longer one
+            value = str(parser.parse_override(word).value())
+        found.add((key.lstrip("+~"), value))
+    return found
 
 
 def _paired(one: Row, other: Row) -> bool:

@@ -295,6 +295,21 @@ def test_wandb_gets_a_summary_run_that_can_be_read_back(study: Path) -> None:
     assert any("method=full*" in row for table_ in held for row in table_["data"])
 
 
+@pytest.mark.parametrize("asked", ["mlm.nsp=false", "sft.learning_rate=0.001 mlm.nsp=False"])
+def test_a_baseline_is_found_however_its_values_are_written(tmp_path: Path, asked: str) -> None:
+    for rate in ("1e-3", "1e-4"):
+        for nsp in ("False", "true"):
+            words = [f"sft.learning_rate={rate}", f"mlm.nsp={nsp}", "seed=0"]
+            data = record(words, 0.5)
+            data["config"]["mlm"] = {"nsp": nsp == "true"}
+            store(tmp_path, f"{rate}-{nsp}", data)
+    if "sft" in asked:
+        assert table_of(tmp_path, baseline=asked).baseline == "sft.learning_rate=1e-3 mlm.nsp=False"
+    else:
+        with pytest.raises(BadInput, match="several variants have mlm"):
+            table_of(tmp_path, baseline=asked)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
