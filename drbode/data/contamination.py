@@ -56,6 +56,7 @@ DROPPED = "asks a question of the benchmark"
 
 Rule = Literal["verbatim", "beside its alternatives", "almost", "beside its answer"]
 Action = Literal["stop", "drop", "keep"]
+Part = Literal["train", "validation", "replay"]  # of what a stage reads
 Gram = tuple[str, ...]
 
 
@@ -260,9 +261,14 @@ class Case:
     """A question found in a row of a stage's data."""
 
     stage: Stage
-    split: Literal["train", "validation"]
+    split: Part
     where: str
     found: Found
+
+    @property
+    def key(self) -> str:
+        """The setting that names the row's source."""
+        return f"{self.stage}.{'replay' if self.split == 'replay' else 'data'}.path"
 
     def as_row(self) -> dict[str, Any]:
         """The case as a line of JSON."""
@@ -297,7 +303,7 @@ class Check:
         records: Sequence[sources.Record],
         columns: sources.Columns,
         stage: Stage,
-        split: Literal["train", "validation"],
+        split: Part,
     ) -> Sequence[sources.Record]:
         """The rows to train on: all, or those without a question where rows are to be dropped."""
         contaminated = set()
@@ -320,7 +326,7 @@ class Check:
         shown = stem if len(stem) <= SHOWN else f"{stem[:SHOWN]}..."
         counts = self.as_dict()
         raise BadInput(
-            f"{case.stage}.data.path: {case.where}: asks the benchmark's question "
+            f"{case.key}: {case.where}: asks the benchmark's question "
             f"{question.where}, '{shown}' ({case.found.rule}, {case.found.score:.0f} % of its "
             f"words), and {counts['rows']} rows ask {counts['questions']} of its questions in all; "
             "take them out, or set contamination.action=drop to train without these rows or "

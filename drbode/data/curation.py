@@ -10,6 +10,7 @@ import bisect
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -108,6 +109,7 @@ class Curation:
         self.funnel: list[FunnelStep] = []
         self.dropped: list[dict[str, str]] = []
         self.scores: dict[int, dict[str, Any]] = {}
+        self.seconds = 0.0  # that the model took to measure rows
 
     def screen(self, records: Sequence[Record], render: Render) -> Sequence[Record]:
         """Rows that pass all filters that need no model. Raises BadInput where none does."""
@@ -134,7 +136,9 @@ class Curation:
         """The rows chosen, rendered; of `limo` by what `measure` finds of the rows left."""
         if self.by == "limo":
             trees = (self.render(row.where, row.fields).trees for row in self.rows)
+            began = time.perf_counter()
             found = measure(trees)
+            self.seconds = time.perf_counter() - began
             measured = {row.number: d for row, d in zip(self.rows, found, strict=True)}
             self._drop("difficulty", easy(self.rows, measured, self.count))
             if not self.rows:
@@ -159,6 +163,7 @@ class Curation:
             "by": self.by,
             "asked": self.count,
             "chosen": len(self.rows),
+            "seconds": round(self.seconds, 3),
             "funnel": [asdict(step) for step in self.funnel],
         }
 

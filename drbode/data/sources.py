@@ -73,9 +73,9 @@ def read(
             raise BadInput(f"{key}: there is no file {path}")
         records = _file(Path(path), kind, key, columns)
     elif Path(path).is_file():
-        raise BadInput(f"{key}: expected a .jsonl, .json or .parquet file, got {path}")
+        raise BadInput(f"{key}: expected a {_files(kind)} file, got {path}")
     else:
-        records = _HubRecords(path, split, revision, key, columns)
+        records = _HubRecords(path, kind, split, revision, key, columns)
     if not records:
         raise BadInput(f"{key}: {path} holds no rows")
     return records
@@ -119,8 +119,8 @@ def _file(path: Path, kind: Kind, key: str, columns: Columns | None) -> Sequence
     if path.suffix == TEXT_FILE:
         if kind != "text":
             raise BadInput(
-                f"{key}: {path} holds plain text, without the fields of rows; expected a .jsonl, "
-                ".json or .parquet file"
+                f"{key}: {path} holds plain text, without the fields of rows; expected a "
+                f"{_files(kind)} file"
             )
         return _TextRecords(path, columns.needed[0] if columns else "text")
     if path.suffix == ".jsonl":
@@ -244,7 +244,13 @@ class _HubRecords(_OnDisk):
     """A data set of the hub, or a folder like one: its rows are read off the disk one by one."""
 
     def __init__(
-        self, path: str, split: str, revision: str | None, key: str, columns: Columns | None
+        self,
+        path: str,
+        kind: Kind,
+        split: str,
+        revision: str | None,
+        key: str,
+        columns: Columns | None,
     ) -> None:
         import datasets
 
@@ -254,7 +260,7 @@ class _HubRecords(_OnDisk):
             rows = datasets.load_dataset(path, revision=revision, split=split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             refused = unwritable(error)
-            raise refused or BadInput(_unreached(path, split, key, error)) from None
+            raise refused or BadInput(_unreached(path, kind, split, key, error)) from None
         finally:
             datasets.enable_progress_bars()
         self.rows = rows.select_columns(_wanted(rows.column_names, columns, path, key))
@@ -270,7 +276,13 @@ class _HubRecords(_OnDisk):
             yield f"{self.name} row {number}", row
 
 
-def _unreached(path: str, split: str, key: str, error: Exception) -> str:
+def _files(kind: Kind) -> str:
+    """The files that rows of a kind are read from, as a complaint lists them."""
+    *most, last = (name for name in ROWS_FILES if kind == "text" or name != TEXT_FILE)
+    return f"{', '.join(most)} or {last}"
+
+
+def _unreached(path: str, kind: Kind, split: str, key: str, error: Exception) -> str:
     """Why a data set could not be loaded, and what to do about it."""
     first = str(error.__cause__ or error).strip().split("\n")[0]
     if first.startswith("Unknown split"):
@@ -278,12 +290,12 @@ def _unreached(path: str, split: str, key: str, error: Exception) -> str:
         return f"{stem}.split: {path} has no split {split} ({first})"
     if Path(path).exists():
         return (
-            f"{key}: {path} could not be read as a data set ({first}); expected a .jsonl, .json or "
-            ".parquet file, or a folder of such files laid out as on the hub"
+            f"{key}: {path} could not be read as a data set ({first}); expected a {_files(kind)} "
+            "file, or a folder of such files laid out as on the hub"
         )
     return (
         f"{key}: {path} is no file here and could not be had from the hub ({first}); expected "
-        f"{BODINHO}, a .jsonl, .json or .parquet file, or a data set's id"
+        f"{BODINHO}, a {_files(kind)} file, or a data set's id"
     )
 
 

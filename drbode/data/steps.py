@@ -12,11 +12,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from drbode.config import BODINHO, BadInput, CptConfig, MlmConfig, SftConfig, Stage, StageConfig
+from drbode.config import (
+    BODINHO,
+    BadInput,
+    CptConfig,
+    DpoConfig,
+    MlmConfig,
+    PpoConfig,
+    RewardConfig,
+    SftConfig,
+    Stage,
+    StageConfig,
+)
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.contamination import DROPPED, Check
-from drbode.data.corpus import Cut, Pieces, pieces
+from drbode.data.corpus import Pieces, pieces
 from drbode.data.duplicates import near_duplicates
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
@@ -89,21 +100,22 @@ def load_splits(
     supervised token is left.
     """
     data = block.data
-    kind, columns, render = _reader(stage, block, renderer)
+    kind, columns = _reads(stage, data.column)
     train, held_out = read_rows(kind, columns, stage, block, seed, conditions)
-    make = partial(render_rows, render=render)
     repeated = Repeated(0, 0)
     if isinstance(block, CptConfig):
         make = partial(_texts, column=data.column, block=block, renderer=renderer, cache=cache)
         if block.near_duplicates is not None:
             train, held_out, repeated = _without_repeats(train, held_out, block)
+    else:
+        make = partial(render_rows, render=_render(block, renderer))
     train = sources.sample(train, data.rows, seed)
     own = data.validation_path is None and data.path != BODINHO  # held out of the training rows
     chosen, rest = train, held_out
     if check is not None:
         chosen = check.sift(train, columns, stage, "train")
         rest = check.sift(held_out, columns, stage, "validation") if own else held_out
-    kept = make(chosen if choose is None else choose(chosen, render))
+    kept = make(chosen if choose is None else choose(chosen, _render(block, renderer)))
     note_dropped(kept.ledger, len(train) - len(chosen))
     note_dropped(kept.ledger, repeated.train, REPEATED)
     if not kept.trees:
@@ -204,44 +216,34 @@ Render = Callable[[str, Any], Rendered]
 Choose = Callable[[Sequence[sources.Record], Render], Sequence[sources.Record]]
 
 
-def _reader(
-    stage: Stage, block: StageConfig, renderer: Renderer
-) -> tuple[sources.Kind, sources.Columns, Render]:
-    """The kind of rows that a stage reads, what it reads of them, and what makes trees of one."""
-    column = block.data.column
-    alone = sources.Columns((column,))
-    pair = sources.Columns((column, "chosen", "rejected"))
+def _reads(stage: Stage, column: str) -> tuple[sources.Kind, sources.Columns]:
+    """The kind of rows that a stage reads, and what it reads of them."""
     match stage:
-        case "cpt":
-            assert isinstance(block, CptConfig)
-            cut = Cut(renderer.max_length, block.stride)
-            return (
-                "text",
-                alone,
-                lambda where, row: Rendered(
-                    cut.trees(*renderer.texts([parse_text(row, where, column).text]))
-                ),
-            )
-        case "mlm":
-            assert isinstance(block, MlmConfig)
-            pairs = block.nsp
-            return (
-                "text",
-                alone,
-                lambda where, row: renderer.masked(parse_text(row, where, column), pairs),
-            )
-        case "sft" if isinstance(block, SftConfig) and block.format == "chapter":
-            return "chat", alone, lambda where, row: renderer.lines(parse_chat(row, where, column))
+        case "cpt" | "mlm":
+            return "text", sources.Columns((column,))
         case "sft":
-            return "chat", alone, lambda where, row: renderer.chat(parse_chat(row, where, column))
+            return "chat", sources.Columns((column,))
         case "ppo":
-            return (
-                "pair",
-                prompt_columns(column),
-                lambda where, row: renderer.opening(parse_prompt(row, where, column)),
-            )
+            return "pair", prompt_columns(column)
         case "dpo" | "reward":
-            return "pair", pair, lambda where, row: renderer.pair(parse_pair(row, where, column))
+            return "pair", sources.Columns((column, "chosen", "rejected"))
+
+
+def _render(block: StageConfig, renderer: Renderer) -> Render:
+    """What makes trees of a row, but of raw text, of which `_texts` makes them."""
+    column = block.data.column
+    match block:
+        case MlmConfig(nsp=pairs):
+            return lambda where, row: renderer.masked(parse_text(row, where, column), pairs)
+        case SftConfig(format="chapter"):
+            return lambda where, row: renderer.lines(parse_chat(row, where, column))
+        case SftConfig():
+            return lambda where, row: renderer.chat(parse_chat(row, where, column))
+        case PpoConfig():
+            return lambda where, row: renderer.opening(parse_prompt(row, where, column))
+        case DpoConfig() | RewardConfig():
+            return lambda where, row: renderer.pair(parse_pair(row, where, column))
+    raise AssertionError(f"{type(block).__name__} is rendered elsewhere")
 
 
 def _texts(
@@ -276,7 +278,7 @@ def _with_replay(
         return split
     columns = sources.Columns((replay.column,))
     records = sources.read("text", replay.path, replay.split, replay.revision, key, columns=columns)
-    rows = records if check is None else check.sift(records, columns, "cpt", "train")
+    rows = records if check is None else check.sift(records, columns, "cpt", "replay")
     general = _texts(rows, replay.column, block, renderer, cache)
     if not general.trees:
         raise BadInput(f"{key}: {replay.path} holds no token to predict; replay another text")

@@ -137,10 +137,16 @@ def _measures(data: Mapping[str, Any]) -> dict[str, float]:
         "artefact_mib": last["artefact_bytes"] / (1 << 20),
         "tokens": sum(stage["tokens"] for stage in stages),
         "tokens_per_second": sum(stage["tokens"] for stage in stages) / seconds,
-        "seconds": seconds,
+        "seconds": seconds + _curation_seconds(data),
         "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _curation_seconds(data: Mapping[str, Any]) -> float:
+    """What the model took to measure the rows that a stage's were chosen from."""
+    curation = (data["data"].get("sft") or {}).get("curation") or {}
+    return float(curation.get("seconds", 0.0))
 
 
 def _known(found: Mapping[str, Any]) -> dict[str, float | None]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from drbode.config import BadInput, CptConfig
 from drbode.data import corpus, sources
+from drbode.data.bodinho import QUESTIONS
+from drbode.data.contamination import DROPPED, Check
 from drbode.data.corpus import Cut, pieces, tokenised
 from drbode.data.prompts import Renderer
 from drbode.data.replay import TextSteps
+from drbode.data.rows import parse_question
 from drbode.data.steps import load_splits
 from drbode.data.trees import Completion, Tree, pack
 from drbode.models.base import Policy, bodinho_folder
@@ -254,6 +259,60 @@ def test_replayed_text_has_its_share_of_the_tokens_at_every_moment(
     assert sum(t.tokens for t in trees) == seen
     general = {tuple(t.completions[0].ids) for t in made.sources[1]}
     assert sum(t.tokens for t in trees if tuple(t.completions[0].ids) in general) == replayed
+
+
+def test_replayed_text_is_checked_against_the_benchmark(tokenizer: Any, tmp_path: Path) -> None:
+    row = QUESTIONS["test"]()[0]
+    question = parse_question(row, "exam.jsonl, line 1")
+    asks = f"{question.stem} {question.alternatives[question.answer]}"
+    general = write(tmp_path / "general.jsonl", [*TEXTS, asks])
+    block = cpt(
+        data_path=write(tmp_path / "own.jsonl", TEXTS * 5), replay_path=general, replay_share=0.3
+    )
+
+    def loaded(check: Check | None) -> Any:
+        split, _ = load_splits("cpt", block, Renderer(tokenizer, 16), 0, tmp_path, check=check)
+        return split
+
+    check = Check([question], "drop")
+    without, whole = loaded(check), loaded(None)
+    assert check.dropped("cpt") == [f"{general}, line 7"]
+    assert without.ledger.replay.dropped == {DROPPED: 1}
+    assert without.ledger.replay.rows == whole.ledger.replay.rows == 7
+    assert len(without.replay) < len(whole.replay)
+    stopped = Check([question], "stop")
+    loaded(stopped)
+    with pytest.raises(BadInput, match=r"^cpt.replay.path: .*general.jsonl, line 7: asks"):
+        stopped.refuse()
+
+
+def test_of_two_processes_that_want_a_corpus_one_tokenises_it(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = read(write(tmp_path / "a.jsonl", TEXTS))
+    calls = tmp_path / "calls"
+    together = get_context("fork").Barrier(2)
+
+    def slow(_: Renderer, texts: list[str]) -> list[list[int]]:
+        with calls.open("a") as file:
+            file.write(f"{len(texts)} texts\n")
+        time.sleep(0.3)
+        return [[n, n] for n in range(len(texts))]
+
+    def wanted() -> None:
+        renderer = Renderer(tokenizer, 16)
+        together.wait(30)
+        found = tokenised(records, renderer, "text", tmp_path)
+        assert [list(found.document(n)) for n in range(6)] == [[n, n] for n in range(6)]
+
+    monkeypatch.setattr(Renderer, "texts", slow)
+    both = [get_context("fork").Process(target=wanted) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert calls.read_text() == "6 texts\n"
 
 
 def test_near_duplicates_are_dropped_also_of_what_is_held_out(

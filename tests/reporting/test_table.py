@@ -295,6 +295,17 @@ def test_wandb_gets_a_summary_run_that_can_be_read_back(study: Path) -> None:
     assert any("method=full*" in row for table_ in held for row in table_["data"])
 
 
+def test_seconds_hold_what_it_took_to_measure_rows_for_their_choice(tmp_path: Path) -> None:
+    for chosen in ("random", "limo"):
+        data = record(["method=lora", f"sft.curation={chosen}", "seed=0"], 0.5)
+        if chosen == "limo":
+            data["data"] = data["data"] | {"sft": {"curation": {"seconds": 4.5}}}
+        data["config"]["sft"] |= {"curation": chosen}
+        store(tmp_path, chosen, data)
+    seconds = {row.name: row.of("seconds") for row in table_of(tmp_path).rows}
+    assert seconds == {"sft.curation=random": [14.0], "sft.curation=limo": [18.5]}
+
+
 @pytest.mark.parametrize("asked", ["mlm.nsp=false", "sft.learning_rate=0.001 mlm.nsp=False"])
 def test_a_baseline_is_found_however_its_values_are_written(tmp_path: Path, asked: str) -> None:
     for rate in ("1e-3", "1e-4"):

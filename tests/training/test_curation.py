@@ -103,6 +103,7 @@ def test_a_run_trains_on_the_rows_chosen_alone(
     assert data["train"]["rows"] == 4
     assert data["train"]["dropped"] == {}
     assert data["validation"]["rows"] == 360  # all of bodinho's
+    assert data["curation"]["seconds"] > 0
     assert data["curation"]["funnel"][0] == {
         "filter": "validity",
         "before": 26,
