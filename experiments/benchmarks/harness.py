@@ -409,7 +409,7 @@ def _resident_gib(name: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {name}; the memory is measured on Linux only")
 
 
-def _matrix_rate(setting: Setting) -> float:
+def matrix_rate(setting: Setting) -> float:
     """Operations a second of large matrix products in the precision of the training."""
     import torch
 
@@ -434,21 +434,32 @@ def _operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) ->
     """
     shape, passes = SHAPES[setting.shape], int(work.reference)
     if arm == "drbode":
-        tokens = sum(tree.tokens for tree in trees)
-        predicted = sum(tree.supervised for tree in trees)
-        seen = 0
-        for tree in trees:
-            prompt = len(tree.prompt)
-            seen += _causal(prompt)
-            seen += sum(len(own.ids) * prompt + _causal(len(own.ids)) for own in tree.completions)
+        matrices, attention = forward(shape, trees, work.head)
     else:
         lengths = _peer_lengths(work.peers[arm], setting, trees)
-        tokens = predicted = sum(lengths)
-        seen = sum(map(_causal, lengths))
-    head = shape.width * shape.vocabulary * predicted if work.head else 0
-    matrices = 2 * (shape.layer_parameters * tokens + head)
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * seen
+        tokens = sum(lengths)
+        matrices, attention = _products(
+            shape, tokens, tokens if work.head else 0, sum(map(_causal, lengths))
+        )
     return (2 + passes) * matrices + (3 + passes) * attention
+
+
+def forward(shape: Shape, trees: Sequence[Any], head: bool = True) -> tuple[float, float]:
+    """Operations of drbode's one pass: of the matrices, and of the attention."""
+    seen = 0
+    for tree in trees:
+        prompt = len(tree.prompt)
+        seen += _causal(prompt)
+        seen += sum(len(own.ids) * prompt + _causal(len(own.ids)) for own in tree.completions)
+    tokens = sum(tree.tokens for tree in trees)
+    predicted = sum(tree.supervised for tree in trees) if head else 0
+    return _products(shape, tokens, predicted, seen)
+
+
+def _products(shape: Shape, tokens: int, predicted: int, seen: int) -> tuple[float, float]:
+    """Operations of a pass; `seen` counts pairs of a token and one that it sees."""
+    matrices = 2 * (shape.layer_parameters * tokens + shape.width * shape.vocabulary * predicted)
+    return matrices, 4 * shape.layers * shape.heads * shape.head_dim * seen
 
 
 def _causal(length: int) -> int:
@@ -564,7 +575,7 @@ def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) 
     steps = -(-setting.rows // setting.rows_a_step)
     if len(losses) != steps:
         raise RuntimeError(f"{arm}: expected {steps} steps, it made {len(losses)}")
-    rate = _matrix_rate(setting)
+    rate = matrix_rate(setting)
     return Run(
         arm=arm,
         rows=len(rows),
