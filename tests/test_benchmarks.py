@@ -41,7 +41,6 @@ WORK = harness.Work(
     trees=lambda _: [],
     peer=lambda *_: [],
     head=True,
-    reference=False,
 )
 
 
@@ -79,7 +78,7 @@ def test_the_floor_counts_every_token_that_a_token_sees() -> None:
     matrices = 2 * (6 * (384 * 64 * 16 + 3 * 384 * 1024) * 6 + 384 * 32_768 * 3)
     attention = 4 * 6 * 6 * 64 * (6 + 9 + 4)
     assert harness._operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
-    twice = replace(WORK, reference=True)
+    twice = replace(WORK, forward=1)
     assert harness._operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
 
 

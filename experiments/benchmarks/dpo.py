@@ -81,7 +81,8 @@ WORK = harness.Work(
     trees=preferences.trees,
     peer=trl,
     head=True,
-    reference=True,
+    forward=1,
+    words=("nll_weight=0",),
 )
 
 if __name__ == "__main__":

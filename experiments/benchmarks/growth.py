@@ -250,7 +250,7 @@ def _cost(point: Point, seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     curves = {**TRAINED, **ASKED, **SWEPT}
-    parser.add_argument("--rounds", type=int, default=3, help="times each point is measured")
+    parser.add_argument("--rounds", type=int, default=1, help="times each point is measured")
     parser.add_argument("--curves", default=",".join(curves), help="those to measure")
     parser.add_argument("--output", type=Path, default=harness.RECORDS / "growth.json")
     for hidden, kind in (

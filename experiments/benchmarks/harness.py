@@ -124,7 +124,9 @@ class Work:
     trees: Callable[[Setting], list[Any]]
     peer: Callable[[Mapping[str, Any], Setting, list[Any], Path, "Clock"], list[float]]
     head: bool  # whether its loss is made of log-probabilities
-    reference: bool  # whether it takes a forward pass of a reference as well
+    forward: int = 0  # passes over every row without a gradient
+    epochs: int = 1  # passes with one
+    words: Sequence[str] = ()  # its further settings
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -271,7 +273,7 @@ def asked(work: Work, setting: Setting) -> Any:
                 "max_grad_norm=1",
                 "epochs=1",
                 f"global_batch_size={setting.rows_a_step}",
-                *(["nll_weight=0"] if work.stage == "dpo" else []),
+                *work.words,
                 *([f"max_tokens={setting.max_tokens}"] if setting.max_tokens else []),
             )
         ),
@@ -282,9 +284,11 @@ def asked(work: Work, setting: Setting) -> Any:
 def in_order(work: Work, setting: Setting) -> list[Any]:
     """The rows in the order in which drbode trains on them."""
     from drbode.data.steps import StepLoader
+    from drbode.training.ppo import Prompts
 
     trees = work.trees(setting)
-    plan = StepLoader(trees, asked(work, setting).stage(work.stage), SEED).plan
+    kind = Prompts if work.stage == "ppo" else StepLoader
+    plan = kind(trees, asked(work, setting).stage(work.stage), SEED).plan
     return [trees[i] for step in plan for i in step]
 
 
@@ -429,10 +433,11 @@ def _operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) ->
     """Multiplications and additions of an arm's frozen matrices and attention, at least.
 
     2 a parameter and token forward, 2 backward, for no frozen matrix has a gradient. drbode reads a
-    prompt once and applies the head where something is predicted; trl reads every row whole and
-    padded, with its prompt, and applies the head everywhere. Attention is causal.
+    prompt once and applies the head where something is predicted; a peer reads every row whole and
+    padded, with its prompt, and applies the head everywhere. Attention is causal. What is written
+    counts as a forward pass.
     """
-    shape, passes = SHAPES[setting.shape], int(work.reference)
+    shape = SHAPES[setting.shape]
     if arm == "drbode":
         matrices, attention = forward(shape, trees, work.head)
     else:
@@ -441,7 +446,9 @@ def _operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) ->
         matrices, attention = _products(
             shape, tokens, tokens if work.head else 0, sum(map(_causal, lengths))
         )
-    return (2 + passes) * matrices + (3 + passes) * attention
+    return (2 * work.epochs + work.forward) * matrices + (
+        3 * work.epochs + work.forward
+    ) * attention
 
 
 def forward(shape: Shape, trees: Sequence[Any], head: bool = True) -> tuple[float, float]:
@@ -502,7 +509,8 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
             """There are none."""
 
         def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            losses.append(metrics[f"{work.stage}/train/loss"])
+            if (name := f"{work.stage}/train/loss") in metrics:
+                losses.append(metrics[name])
 
     settings = asked(work, setting)
     machine = (
@@ -511,7 +519,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
         else Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
     )
     held = machine.quantization(settings.qlora) if setting.method == "qlora" else None
-    policy = Policy(make_network(setting, folder), None, machine.attention, held)
+    policy = Policy(make_network(setting, folder), tokenizer(setting), machine.attention, held)
     wrap(policy, settings)
     start(policy.network.to(setting.device))
     trees = work.trees(setting)
@@ -572,7 +580,7 @@ def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) 
     else:
         losses = work.peer(work.peers[arm], setting, rows, folder, clock)
     peak = clock.peak_gib
-    steps = -(-setting.rows // setting.rows_a_step)
+    steps = work.epochs * -(-setting.rows // setting.rows_a_step)
     if len(losses) != steps:
         raise RuntimeError(f"{arm}: expected {steps} steps, it made {len(losses)}")
     rate = matrix_rate(setting)

@@ -77,7 +77,6 @@ WORK = harness.Work(
     trees=preferences.trees,
     peer=trl,
     head=False,
-    reference=False,
 )
 
 if __name__ == "__main__":

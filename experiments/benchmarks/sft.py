@@ -99,7 +99,6 @@ WORK = harness.Work(
     trees=trees,
     peer=trl,
     head=True,
-    reference=False,
 )
 
 if __name__ == "__main__":

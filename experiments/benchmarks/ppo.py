@@ -1,0 +1,176 @@
+"""Iterations of PPO against plain ones: speed, memory, and that both learn alike.
+
+    python experiments/benchmarks/ppo.py
+
+trl 1.16 has no PPO any more, so the peer is the loop one would write by hand with transformers and
+peft: `generate` on all prompts of an iteration, padded on the left, then padded passes for the
+log-probabilities, the values and the reference, and padded steps. An iteration asks 32 prompts,
+answers with at most 64 tokens, and takes two passes of clipped steps. Scores come from a Python
+function, so that no reward model's pass is in the time. Answers are drawn at a temperature near
+zero, for both have to learn from the same ones. What is the same in all arms, and what is timed,
+stands in `harness.py`; here the clock also runs while answers are written.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import preferences
+
+ROLLOUTS = 32
+WRITTEN = 64  # tokens of an answer, at most
+EPOCHS = 2  # passes over an iteration's rollouts
+TEMPERATURE = 1e-4
+BETA, GAMMA, LAM, CLIP, VALUE_CLIP, VALUE_WEIGHT, OPEN_ENDED = 0.05, 1.0, 0.95, 0.2, 0.2, 0.1, 1.0
+
+
+def score(_prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """A number an answer, that depends on all of it and means nothing."""
+    return [sum(map(ord, answer)) % 7 - 3.0 for answer in answers]
+
+
+def trees(setting: harness.Setting) -> list[Any]:
+    """Prompts; in place of an answer stands how long it will be."""
+    return [
+        tree._replace(completions=[harness.completion([harness.SPECIAL] * WRITTEN)])
+        for tree in preferences.trees(setting)
+    ]
+
+
+def plain(
+    _arm: Mapping[str, Any],
+    setting: harness.Setting,
+    rows: list[Any],
+    folder: Path,
+    clock: harness.Clock,
+) -> list[float]:
+    import torch
+    from transformers import get_scheduler
+
+    network = harness.adapted(harness.make_network(setting, folder), setting, "CAUSAL_LM")
+    words = harness.tokenizer(setting)
+    width = network.config.hidden_size
+    head = torch.nn.Parameter(torch.zeros(width + 1, device=setting.device))
+    trained = [p for p in network.parameters() if p.requires_grad] + [head]
+    steps = EPOCHS * -(-len(rows) // setting.rows_a_step)
+    optimizer = torch.optim.AdamW(trained, harness.LEARNING_RATE, weight_decay=0)
+    schedule = get_scheduler("linear", optimizer, 0, steps)
+    shuffle = torch.Generator().manual_seed(0)
+
+    def passed(ids: Any, mask: Any) -> tuple[Any, Any]:
+        """Of each token but the first its log-probability, and the value before it."""
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        out = network(
+            input_ids=ids, attention_mask=mask, position_ids=places, output_hidden_states=True
+        )
+        logps = out.logits[:, :-1].float().log_softmax(-1)
+        states = out.hidden_states[-1][:, :-1].to(head.dtype)
+        return logps.gather(2, ids[:, 1:, None])[..., 0], states @ head[:-1] + head[-1]
+
+    def rollouts(prompts: list[list[int]]) -> tuple[Any, ...]:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[harness.PAD] * (longest - len(own)) + own for own in prompts])
+        mask = (ids != harness.PAD).long()
+        written = network.generate(
+            input_ids=ids.to(setting.device),
+            attention_mask=mask.to(setting.device),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=WRITTEN,
+            pad_token_id=harness.PAD,
+            eos_token_id=harness.END,
+        )
+        answers = written[:, longest:]
+        ended = (answers == harness.END).any(1)
+        own = (answers == harness.END).cumsum(1) - (answers == harness.END).long() == 0
+        texts = [
+            words.decode([t for t in row[keep].tolist() if t != harness.END])
+            for row, keep in zip(answers, own, strict=True)
+        ]
+        scores = torch.tensor(score([], texts)) - OPEN_ENDED * (~ended).float().cpu()
+        seen = torch.cat([mask.to(own.device), own.long()], dim=1)
+        learnt = seen[:, 1:].bool().clone()
+        learnt[:, : longest - 1] = False
+        return written, seen, learnt, scores.to(setting.device)
+
+    def credit(logps: Any, reference: Any, values: Any, learnt: Any, scores: Any) -> Any:
+        """Advantages, whitened, and returns."""
+        rewards = -BETA * (logps - reference) * learnt
+        last = learnt.shape[1] - 1 - learnt.flip(1).long().argmax(1)
+        rewards[torch.arange(len(last)), last] += scores
+        values = values * learnt
+        advantages, after, value_after = torch.zeros_like(values), 0.0, 0.0
+        for at in reversed(range(values.shape[1])):
+            delta = rewards[:, at] + GAMMA * value_after - values[:, at]
+            after = (delta + GAMMA * LAM * after) * learnt[:, at]
+            advantages[:, at], value_after = after, values[:, at]
+        returns = advantages + values
+        flat = advantages[learnt]
+        return (advantages - flat.mean()) * torch.rsqrt(flat.var(correction=0) + 1e-8), returns
+
+    clock.loaded()
+    clock.start()
+    losses = []
+    for at in range(0, len(rows), ROLLOUTS):
+        network.eval()
+        with torch.no_grad():
+            ids, seen, learnt, scores = rollouts([t.prompt for t in rows[at : at + ROLLOUTS]])
+            old, old_values = passed(ids, seen)
+            with network.disable_adapter():
+                reference, _ = passed(ids, seen)
+            advantages, returns = credit(old, reference, old_values, learnt, scores)
+        network.train()
+        for _ in range(EPOCHS):
+            order = torch.randperm(len(ids), generator=shuffle)
+            for few in order.split(setting.rows_a_step):
+                mask = learnt[few]
+                logps, values = passed(ids[few], seen[few])
+                ratio = (logps - old[few]).exp()
+                own = torch.maximum(
+                    -advantages[few] * ratio,
+                    -advantages[few] * ratio.clamp(1 - CLIP, 1 + CLIP),
+                )
+                near = old_values[few] + (values - old_values[few]).clamp(-VALUE_CLIP, VALUE_CLIP)
+                off = torch.maximum((values - returns[few]) ** 2, (near - returns[few]) ** 2)
+                loss = (own + VALUE_WEIGHT * 0.5 * off)[mask].mean()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                losses.append(float(loss.detach()))
+                clock.step_done()
+    return losses
+
+
+WORK = harness.Work(
+    stage="ppo",
+    unit="rollouts",
+    peers={"plain": {"batch": "whole"}},
+    targets=(harness.Target("plain", 1.5),),
+    trees=trees,
+    peer=plain,
+    head=True,
+    forward=3,  # writing, what each token was when it was drawn, and the reference
+    epochs=EPOCHS,
+    words=(
+        "reward=ppo:score",
+        f"rollouts={ROLLOUTS}",
+        f"inner_epochs={EPOCHS}",
+        f"max_new_tokens={WRITTEN}",
+        f"temperature={TEMPERATURE}",
+        f"beta={BETA}",
+        f"gamma={GAMMA}",
+        f"lam={LAM}",
+        f"clip_range={CLIP}",
+        f"value_clip_range={VALUE_CLIP}",
+        f"value_weight={VALUE_WEIGHT}",
+        f"missing_end_penalty={OPEN_ENDED}",
+    ),
+)
+
+if __name__ == "__main__":
+    harness.main(WORK, __doc__)
