@@ -195,7 +195,7 @@ def _alike(
     fixed = config.num_fewshot > 0 and config.fewshot_choice == "fixed"
     groups: dict[int, list[int]] = {}
     for i, own in enumerate(asked):
-        groups.setdefault(own.dropped if fixed else 0, []).append(i)
+        groups.setdefault(len(own.question.examples) if fixed else 0, []).append(i)
     for group in groups.values():
         prompts = [asked[i].tree.prompt for i in group]
         # What the first and the last in their order begin with, all between them do. A token of
