@@ -31,7 +31,8 @@ NEAR = 0.8  # Jaccard index of runs of three words from which a row nearly repea
 LANGUAGES = ["pt", "en", "es", "fr", "it", "de"]
 FOREIGN = 0.9  # probability from which a row counts as one of another language
 
-# LIMO's weights of what makes an answer elaborate; all but its length are counted a word of it.
+# LIMO's weights (section 3.1.2) of what makes an answer elaborate; all but its length are counted a
+# word of it.
 WEIGHTS = {"words": 0.3, "verifies": 0.2, "explores": 0.25, "connects": 0.25}
 PHRASES = {
     "verifies": r"\b(?:verifi[cq]\w*|confirm\w*|confer(?:e|ir|indo|imos)\b|confira\w*|che[cq]\w+"

@@ -495,7 +495,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
     from drbode.config import TrainerConfig
     from drbode.data.steps import Ledger, Split
     from drbode.models.base import Policy
-    from drbode.models.machine import Machine
+    from drbode.models.machine import Machine, give_back_memory
     from drbode.models.methods import wrap
     from drbode.training import module, stages
 
@@ -512,6 +512,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
             if (name := f"{work.stage}/train/loss") in metrics:
                 losses.append(metrics[name])
 
+    give_back_memory()
     settings = asked(work, setting)
     machine = (
         Machine("cuda", "bf16-mixed", "bf16", "flex", torch.get_num_threads())
