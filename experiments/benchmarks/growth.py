@@ -18,10 +18,8 @@ attention at the rate of large products, measured in the same process. The curve
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -170,18 +168,7 @@ def swept(curve: str, value: int, folder: Path, began: float) -> Point:
 
 def measure(curve: str, value: int) -> Point:
     """A point in a fresh process."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory() as folder:
-        own = ["--curve", curve, "--value", str(value), "--folder", folder]
-        found = subprocess.run(
-            [sys.executable, *sys.argv, *own, "--began", str(time.time())],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if found.returncode:
-            sys.exit(f"{curve}, {value} failed:\n{found.stderr}")
-        return Point(**json.loads((Path(folder) / "point.json").read_text()))
+    return Point(**harness.fresh(f"{curve}, {value}", "--curve", curve, "--value", str(value)))
 
 
 def table(points: Sequence[Point]) -> str:
@@ -211,29 +198,31 @@ def draw(points: Sequence[Point], target: Path) -> None:
         "shots": ["shots of its own", "shots the same for all"],
         "jobs of a sweep": ["jobs in turn", "jobs two at a time"],
     }
+    there = {point.curve for point in points}
+    panels = {label: curves for label, curves in panels.items() if there & set(curves)}
     figure = Figure(figsize=(4 * len(panels), 6.4), layout="constrained")
     cells = figure.subplots(2, len(panels), squeeze=False)
     for column, (label, curves) in enumerate(panels.items()):
         above, below = cells[0][column], cells[1][column]
-        for number, curve in enumerate(curves):
+        for number, curve in enumerate(curve for curve in curves if curve in there):
             own = [point for point in points if point.curve == curve]
             values = [point.value for point in own]
-            a = [_cost(point, point.seconds) for point in own]
-            above.plot(values, a, "o-", color=f"C{number}", label=curve)
+            costs = [_cost(point, point.seconds) for point in own]
+            above.plot(values, costs, "o-", color=f"C{number}", label=curve)
             if own[0].floor is not None:
                 floors = [_cost(point, point.floor or 0.0) for point in own]
                 above.plot(values, floors, "--", color=f"C{number}", label="floor")
                 below.plot(values, [p.increase_gib for p in own], "o-", color=f"C{number}")
-        unit = {"jobs of a sweep": "seconds"}.get(label, "milliseconds a question")
-        above.set(ylabel="milliseconds a token" if label in TRAINED else unit, ylim=(0, None))
+        above.set(ylim=(0, None), ylabel="milliseconds a question")
         above.legend()
         above.grid(alpha=0.3)
         if label in TRAINED:
+            above.set(ylabel="milliseconds a token")
             above.set_xscale("log", base=2)
             below.set_xscale("log", base=2)
         if label == "jobs of a sweep":
             below.remove()
-            above.set(xlabel=label)
+            above.set(xlabel=label, ylabel="seconds")
         else:
             below.set(xlabel=label, ylabel="memory over what is loaded, GiB", ylim=(0, None))
             below.grid(alpha=0.3)
@@ -265,7 +254,7 @@ def main() -> None:
         kinds = ((TRAINED, trained), (ASKED, asked), (SWEPT, swept))
         run = next(make for of, make in kinds if words.curve in of)
         point = run(words.curve, words.value, words.folder, words.began)
-        (words.folder / "point.json").write_text(json.dumps(asdict(point)))
+        (words.folder / harness.RESULT).write_text(json.dumps(asdict(point)))
         return
     chosen = words.curves.split(",")
     if unknown := set(chosen) - set(curves):

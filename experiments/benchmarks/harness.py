@@ -17,7 +17,6 @@ and less what was held at that point. The losses of every step must agree.
 import argparse
 import json
 import math
-import operator
 import os
 import platform
 import random
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
+RESULT = "result.json"  # what a process of one run leaves
 LIBRARIES = ("drbode", "torch", "transformers", "peft", "lightning", "trl", "accelerate")
 
 SPECIAL = 3  # ids below are not drawn; the peer's tokenizer uses them to pad and to end
@@ -658,9 +658,9 @@ class Result:
             if arm == "drbode":
                 cells += [""] * 5
             else:
-                operations = (self.rounds[0][name].operations for name in (arm, "drbode"))
+                runs = self.rounds[0]  # the count is the same in all of them
                 cells += [
-                    f"{operator.truediv(*operations):.2f}",
+                    f"{runs[arm].operations / runs['drbode'].operations:.2f}",
                     spread(self.ratios(arm, lambda run: run.rows_per_second)),
                     spread(self.ratios(arm, lambda run: 1 / run.peak_gib)),
                     spread(self.ratios(arm, lambda run: 1 / run.increase_gib)),
@@ -733,15 +733,21 @@ def turns(names: Sequence[str], number: int) -> Sequence[str]:
 
 def measure(arm: str) -> Run:
     """An arm in a fresh process, which is given this one's own words."""
+    return Run(**fresh(arm, "--arm", arm))
+
+
+def fresh(name: str, *words: str) -> dict[str, Any]:
+    """What this script writes in a process of its own, given these words beside its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
-        own = ["--arm", arm, "--folder", folder, "--began", str(time.time())]
+        own = [*words, "--folder", folder, "--began", str(time.time())]
         found = subprocess.run(
             [sys.executable, *sys.argv, *own], env=environment, capture_output=True, text=True
         )
         if found.returncode:
-            sys.exit(f"{arm} failed:\n{found.stderr}")
-        return Run(**json.loads((Path(folder) / "run.json").read_text()))
+            sys.exit(f"{name} failed:\n{found.stderr}")
+        result: dict[str, Any] = json.loads((Path(folder) / RESULT).read_text())
+        return result
 
 
 def main(work: Work, description: str | None) -> None:
@@ -772,7 +778,7 @@ def main(work: Work, description: str | None) -> None:
     )
     if words.arm is not None:  # the process of one run
         run = run_arm(work, words.arm, setting, words.folder, words.began)
-        (words.folder / "run.json").write_text(json.dumps(asdict(run)))
+        (words.folder / RESULT).write_text(json.dumps(asdict(run)))
         return
     peers = [peer for peer in words.peers.split(",") if peer]
     if unknown := set(peers) - set(work.peers):
