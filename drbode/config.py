@@ -109,6 +109,7 @@ class DataConfig:
     rows: Count | None
     validation_path: str | None
     validation_share: Annotated[float, Range(0, 0.5)]
+    validation_rows: Count | None
     column: str
 
     def unread(self) -> set[str]:
@@ -120,6 +121,8 @@ class DataConfig:
             keys.add("column")
         if self.validation_path is not None or (self.path == BODINHO and self.split == "train"):
             keys.add("validation_share")
+        elif self.validation_share == 0:
+            keys.add("validation_rows")
         return keys
 
 
@@ -809,6 +812,7 @@ UNREAD = {  # keys that another choice leaves without effect, and that choice
     "data.split": "a file, which has no splits",
     "data.column": "a .txt file, which has no columns",
     "data.validation_share": "validation rows of their own",
+    "data.validation_rows": "validation_share=0",
     "cpt.replay.path": "cpt.replay.share=0",
     "cpt.replay.revision": "cpt.replay.share=0",
     "cpt.replay.split": "cpt.replay.share=0, or a file, which has no splits",

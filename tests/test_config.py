@@ -315,6 +315,10 @@ def test_config_is_read_without_torch() -> None:
         (["sft.data.path=a.jsonl", "sft.data.split=x"], ["sft.data.split", "which has no splits"]),
         (["benchmark.path=a.json", "benchmark.split=x"], ["benchmark.split", "has no splits"]),
         (["sft.data.validation_share=0.1"], ["sft.data.validation_share", "rows of their own"]),
+        (
+            ["sft.data.path=x.json", "sft.data.validation_share=0", "sft.data.validation_rows=9"],
+            ["sft.data.validation_rows", "validation_share=0"],
+        ),
     ],
 )
 def test_what_the_source_of_rows_does_not_read_is_refused(

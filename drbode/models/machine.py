@@ -19,8 +19,9 @@ from drbode.config import (
 )
 from drbode.models.base import DTYPES, Attention
 
-M_MMAP_THRESHOLD = -3  # mallopt's, in glibc's malloc.h
-LARGE = 8 << 20  # bytes
+# Options of glibc's mallopt, from its malloc.h, and what they are set to, in bytes.
+M_TRIM_THRESHOLD, KEPT = -1, 1 << 30
+M_MMAP_THRESHOLD, LARGE = -3, 32 << 20
 THREADS = torch.get_num_threads()  # PyTorch's choice, before a job of this process set another
 
 
@@ -64,15 +65,18 @@ class Machine:
         return asdict(self)
 
 
-def give_back_memory() -> None:
-    """Has glibc return the memory of a large tensor once it is freed.
+def keep_memory() -> None:
+    """Has glibc keep the memory of freed tensors for those that come next.
 
-    Of itself it comes to do so from 32 MiB on only, and what is smaller lies in a heap that frays:
-    a step on 2 048 tokens held nearly three times what its tensors take. Another C library is left
-    as it is.
+    Otherwise it hands back to the kernel much of what a step frees, and gets it page by page and
+    zeroed in the next one. What is above 32 MiB, as a chunk of logits, goes back as it does of
+    itself. That the heap does not fray owes to huge pages, which `drbode/__init__.py` asks for:
+    tensors then begin at multiples of 2 MiB. Another C library is left as it is.
     """
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT)
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -> Machine:
@@ -99,6 +103,6 @@ def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -
         attention = "flex" if on_gpu else "sdpa"
     if attention == "flex" and not on_gpu and method is not None:
         raise BadInput("model.attention: flex trains on CUDA only; set model.attention=sdpa here")
-    give_back_memory()
+    keep_memory()
     torch.set_num_threads(THREADS if trainer.threads == "auto" else trainer.threads)
     return Machine(accelerator, precision, dtype, attention, torch.get_num_threads())

@@ -495,7 +495,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
     from drbode.config import TrainerConfig
     from drbode.data.steps import Ledger, Split
     from drbode.models.base import Policy
-    from drbode.models.machine import Machine, give_back_memory
+    from drbode.models.machine import Machine, keep_memory
     from drbode.models.methods import wrap
     from drbode.training import module, stages
 
@@ -512,7 +512,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
             if (name := f"{work.stage}/train/loss") in metrics:
                 losses.append(metrics[name])
 
-    give_back_memory()
+    keep_memory()
     settings = asked(work, setting)
     machine = (
         Machine("cuda", "bf16-mixed", "bf16", "flex", torch.get_num_threads())
@@ -733,12 +733,15 @@ def turns(names: Sequence[str], number: int) -> Sequence[str]:
 
 def measure(arm: str) -> Run:
     """An arm in a fresh process, which is given this one's own words."""
-    return Run(**fresh(arm, "--arm", arm))
+    # A peer's rows come from drbode, whose import asks for huge pages: a peer runs as it comes.
+    own = {} if arm == "drbode" else {"THP_MEM_ALLOC_ENABLE": "0"}
+    return Run(**fresh(arm, "--arm", arm, **own))
 
 
-def fresh(name: str, *words: str) -> dict[str, Any]:
+def fresh(name: str, *words: str, **variables: str) -> dict[str, Any]:
     """What this script writes in a process of its own, given these words beside its own."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | offline | variables
     with tempfile.TemporaryDirectory() as folder:
         own = [*words, "--folder", folder, "--began", str(time.time())]
         found = subprocess.run(

@@ -124,6 +124,19 @@ def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> Non
     assert not told[0] & told[1]
 
 
+@pytest.mark.parametrize("own_file", [True, False])
+def test_of_many_validation_rows_a_sample_is_taken(own_file: bool, tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(f'{{"text": "row number {n}"}}' for n in range(40)))
+    source = {"data_validation_path": str(path)} if own_file else {"data_validation_share": 0.5}
+    block = stage("cpt", data_path=str(path), data_validation_rows=6, **source)
+    renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
+    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
+    assert validation is not None
+    assert validation.ledger.rows == 6
+    assert train.ledger.rows == (40 if own_file else 34)  # what is not held out is trained on
+
+
 def test_a_single_row_is_trained_on_and_not_held_out(tmp_path: Any) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "only one"}')
     block = stage("cpt", data_path=str(tmp_path / "rows.jsonl"))

@@ -58,6 +58,7 @@ STAGE = StageConfig(
         rows=None,
         validation_path=None,
         validation_share=0.0,
+        validation_rows=None,
         column="data",
     ),
 )

@@ -1,0 +1,52 @@
+"""Where the program computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def number_printed(code: str, **variables: str) -> int:
+    """By a program of its own: an allocator cannot be put back."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | variables,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="has no huge pages"
+)
+def test_large_tensors_lie_in_huge_pages() -> None:
+    code = """
+import drbode.train, torch
+held = torch.ones(64 << 20, dtype=torch.uint8)
+lines = open("/proc/self/smaps_rollup").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("AnonHugePages:")))
+"""
+    assert number_printed(code) > 32 << 10  # KiB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_of_freed_tensors_is_kept_for_the_next() -> None:
+    code = """
+import resource, torch
+from drbode.models.machine import keep_memory
+keep_memory()
+for number in range(12):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(16 << 20, dtype=torch.uint8) for _ in range(6)]
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    pages = 6 * (16 << 20) // 4096  # of all tensors
+    assert number_printed(code, THP_MEM_ALLOC_ENABLE="0") < pages
