@@ -24,7 +24,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python $(BENCHMARKS)/startup.py
 	$(BIN)/python $(BENCHMARKS)/sft.py --rows 48 --rounds 2
 	$(BIN)/python $(BENCHMARKS)/dpo.py --rows 24 --rounds 2
-	$(BIN)/python $(BENCHMARKS)/reward.py --rows 24 --rounds 2
+	$(BIN)/python $(BENCHMARKS)/reward.py --rows 64 --rounds 2
 	$(BIN)/python $(BENCHMARKS)/ppo.py --rows 32 --rounds 1
 	$(BIN)/python $(BENCHMARKS)/sft.py --shape 0.6b-4 --rows 8 --rounds 1 --peers "trl,trl single"
 	$(BIN)/python $(BENCHMARKS)/dpo.py --shape 0.6b-4 --rows 8 --rounds 1 --peers trl

@@ -1,5 +1,6 @@
 """Log-probabilities of tokens from hidden states, without `[tokens, vocabulary]` in memory."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 1 << 23  # logits held at once, 32 MiB in fp32: fewer rows make slow matrix products
+# Tokens of the vocabulary in a block: on a CPU what a cache holds, on a GPU what keeps it busy.
+BLOCK = {"cpu": 1024, "cuda": 8192}
 
 
 def token_logps(
@@ -18,7 +20,9 @@ def token_logps(
 ) -> Float[Tensor, " tokens"]:
     """Log-probability (nats, fp32 or wider) of each target under softmax(hidden @ head.T + bias).
 
-    Works through the tokens in chunks. With a frozen head and bias the gradient of a token's logp
+    Works through the vocabulary in blocks, with all tokens in each, so that the head, which is
+    large, is read once. The normaliser is kept as a running maximum and a sum relative to it, as in
+    FlashAttention (Dao et al. 2022). With a frozen head and bias the gradient of a token's logp
     with respect to its hidden state, W[y] - sum_v p_v W[v], needs nothing that is known later than
     the forward pass, so it is stored there, `[tokens, width]`, and the backward pass multiplies;
     with a trained one the logits are computed a second time. Equals
@@ -28,13 +32,36 @@ def token_logps(
     return logps
 
 
-def _chunk_rows(vocabulary: int) -> int:
-    return max(16, CHUNK_LOGITS // vocabulary)
+def _blocks(head: Tensor) -> Iterator[slice]:
+    """The vocabulary in parts."""
+    size = BLOCK[head.device.type]
+    for start in range(0, len(head), size):
+        yield slice(start, min(start + size, len(head)))
 
 
-def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    logits = hidden @ head.T if bias is None else torch.addmm(bias, hidden, head.T)
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _within(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """`[tokens, 1]` each: whether a target lies in the block, and where in it, or anywhere."""
+    here = (targets >= block.start) & (targets < block.stop)
+    return here[:, None], (targets - block.start).clamp(0, block.stop - block.start - 1)[:, None]
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, block: slice) -> Tensor:
+    rows = head[block].T
+    logits = hidden @ rows if bias is None else torch.addmm(bias[block], hidden, rows)
+    return logits.to(_wide(logits))
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The precision of sums."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, whose precision may be lower than the sum's."""
+    if b.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a.to(b.dtype) @ b)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -49,30 +76,34 @@ class _TokenLogps(torch.autograd.Function):
             hidden_used, head_used = hidden, head.to(hidden.dtype)
         bias_used = None if bias is None else bias.to(head_used.dtype)
         ctx.head_is_trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        wide = _wide(hidden_used)
         store = ctx.needs_input_grad[0] and not ctx.head_is_trained
-        direction = torch.empty_like(hidden_used) if store else None
-        pieces = []
-        rows = _chunk_rows(head.shape[0])
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            logits = _logits(hidden_used[part], head_used, bias_used)
-            chosen = logits.gather(-1, targets[part, None]).squeeze(-1)
-            largest = logits.amax(-1)
-            # exp(logit - largest), once for the normaliser and for the gradient: a pass over the
-            # chunk less than logsumexp and softmax; the gradient is divided by the sum afterwards.
-            weights = logits.sub_(largest[:, None]).exp_()
-            total = weights.sum(-1)
-            pieces.append(chosen - largest - total.log())
+        direction = torch.zeros_like(hidden_used, dtype=wide) if store else None
+        chosen = hidden.new_zeros(len(targets), 1, dtype=wide)
+        total, largest = torch.zeros_like(chosen), torch.full_like(chosen, -torch.inf)
+        for block in _blocks(head):
+            logits = _logits(hidden_used, head_used, bias_used, block)
+            here, at = _within(targets, block)
+            chosen = torch.where(here, logits.gather(-1, at), chosen)
+            larger = torch.maximum(largest, logits.amax(-1, keepdim=True))
+            # exp(logit - largest) serves the normaliser and the gradient, which is divided by the
+            # sum afterwards; what was summed up so far is brought to the new maximum.
+            weights = logits.sub_(larger).exp_()
+            shrunk = (largest - larger).exp_()
+            total = total * shrunk + weights.sum(-1, keepdim=True)
             if direction is not None:
-                torch.mm(weights.to(head_used.dtype), head_used, out=direction[part])
-                direction[part].div_(-total[:, None]).add_(head_used[targets[part]])
+                _add_product(direction.mul_(shrunk), weights, head_used[block])
+            largest = larger
+        normaliser = largest + total.log()
         ctx.hidden_dtype = hidden.dtype
         ctx.head_dtype = head.dtype
+        if direction is not None:
+            direction.div_(-total).add_(head_used[targets])
         if ctx.head_is_trained:
-            ctx.save_for_backward(hidden_used, head_used, targets, bias_used)
+            ctx.save_for_backward(hidden_used, head_used, targets, bias_used, normaliser)
         else:
-            ctx.save_for_backward(direction)
-        return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+            ctx.save_for_backward(None if direction is None else direction.to(hidden_used.dtype))
+        return (chosen - normaliser).squeeze(-1)
 
     @staticmethod
     @once_differentiable
@@ -81,26 +112,20 @@ class _TokenLogps(torch.autograd.Function):
             (direction,) = ctx.saved_tensors
             scaled = direction * gradient[:, None].to(direction.dtype)
             return scaled.to(ctx.hidden_dtype), None, None, None
-        hidden, head, targets, bias = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        # Summed over the chunks in fp32, for a bf16 sum would lose the small ones.
-        wide = torch.float64 if head.dtype == torch.float64 else torch.float32
-        grad_head = torch.zeros(head.shape, dtype=wide, device=head.device)
-        grad_bias = None if bias is None else grad_head.new_zeros(len(bias))
-        rows = _chunk_rows(head.shape[0])
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            delta = _logits(hidden[part], head, bias).softmax(-1).neg_()
-            delta[torch.arange(len(delta), device=delta.device), targets[part]] += 1
-            delta *= gradient[part, None]
+        hidden, head, targets, bias, normaliser = ctx.saved_tensors
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype)
+        grad_head = torch.empty_like(head)
+        grad_bias = None if bias is None else torch.empty_like(bias)
+        for block in _blocks(head):
+            delta = _logits(hidden, head, bias, block).sub_(normaliser).exp_().neg_()
+            here, at = _within(targets, block)
+            delta.scatter_add_(-1, at, here.to(delta.dtype))
+            delta *= gradient[:, None]
             if grad_bias is not None:
-                grad_bias += delta.sum(0)
+                grad_bias[block] = delta.sum(0)
             delta = delta.to(head.dtype)
-            torch.mm(delta, head, out=grad_hidden[part])
-            if head.dtype == wide:
-                grad_head.addmm_(delta.T, hidden[part])
-            else:
-                grad_head += delta.T @ hidden[part]
+            _add_product(grad_hidden, delta, head[block])
+            torch.mm(delta.T, hidden, out=grad_head[block])
         if grad_bias is not None:
             grad_bias = grad_bias.to(ctx.head_dtype)
         return grad_hidden.to(ctx.hidden_dtype), grad_head.to(ctx.head_dtype), None, grad_bias

@@ -9,7 +9,8 @@ from drbode.data.curation import Difficulty
 from drbode.data.trees import Tree, pack, within
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
-from drbode.objectives.logps import CHUNK_LOGITS
+
+STATES = 256  # of which all logits are held at once
 
 
 @torch.no_grad()
@@ -52,10 +53,10 @@ def difficulty(
 
 
 def _most_probable(policy: Policy, states: Tensor) -> Tensor:
-    """The token that the head gives most to at each state, a few states at a time."""
+    """The token that the head gives most to at each state, some states at a time."""
     head = policy.model.get_output_embeddings()
-    few = max(1, CHUNK_LOGITS // head.weight.shape[0])
-    return torch.cat([head(part.to(head.weight.dtype)).argmax(-1) for part in states.split(few)])
+    parts = states.to(head.weight.dtype).split(STATES)
+    return torch.cat([head(part).argmax(-1) for part in parts])
 
 
 def _of_rows(owners: Sequence[int]) -> Iterator[list[int]]:

@@ -9,8 +9,9 @@ from drbode.objectives.logps import token_logps
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 1)  # 16 rows a chunk, the least there is
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary of 11 in blocks of 4, 4 and 3."""
+    monkeypatch.setattr(module, "BLOCK", {"cpu": 4})
 
 
 def case(tokens: int = 37, trained_head: bool = False, bias: bool = False) -> list[torch.Tensor]:
