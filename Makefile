@@ -31,6 +31,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python $(BENCHMARKS)/reward.py --shape 0.6b-4 --rows 8 --rounds 1 --peers trl
 	$(BIN)/python $(BENCHMARKS)/sft.py --shape 0.6b-4 --row-tokens 2048 --rows 1 --rows-a-step 1 \
 		--rounds 1 --peers trl
+	$(BIN)/python $(BENCHMARKS)/shares.py
 	$(BIN)/python $(BENCHMARKS)/multiple_choice.py
 	$(BIN)/python $(BENCHMARKS)/fewshot.py --rounds 1
 

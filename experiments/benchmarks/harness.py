@@ -6,6 +6,7 @@ one moving on from round to round, so that a machine that slows down slows all o
 the same network, the same start of the adapter, the same rows in the same order, AdamW with the
 same learning rate, linear schedule and clipping, and no gradient checkpointing. drbode runs by its
 shipped settings otherwise, and trl by its own, but for the precision and what the arm's name says.
+PyTorch's tensors lie in huge pages under drbode, which asks for them; under trl with --huge-pages.
 
 The clock runs from the start of the training loop, before the first batch is put together, to the
 end of the last optimizer step, and through a pass over the reference where one is made before;
@@ -83,6 +84,7 @@ class Setting:
     rows_a_step: int
     row_tokens: int | None  # of every row alike; None: lengths are drawn
     max_tokens: int | None  # of drbode's micro-batches; None: as shipped
+    huge_pages: bool = False  # for the peers' tensors too
 
     @property
     def name(self) -> str:
@@ -93,6 +95,8 @@ class Setting:
             parts.append(f"{self.row_tokens}tokens")
         if self.max_tokens is not None:
             parts.append(f"batches{self.max_tokens}")
+        if self.huge_pages:
+            parts.append("hugepages")
         return "-".join(parts)
 
     @property
@@ -572,6 +576,8 @@ def _time(module: Any, stages: Any, clock: Clock) -> None:
 
 
 def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) -> Run:
+    if arm != "drbode":  # whose import, which a peer's rows need as well, asks for them
+        os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(setting.huge_pages))
     import torch
 
     clock = Clock(setting, began)
@@ -733,15 +739,12 @@ def turns(names: Sequence[str], number: int) -> Sequence[str]:
 
 def measure(arm: str) -> Run:
     """An arm in a fresh process, which is given this one's own words."""
-    # A peer's rows come from drbode, whose import asks for huge pages: a peer runs as it comes.
-    own = {} if arm == "drbode" else {"THP_MEM_ALLOC_ENABLE": "0"}
-    return Run(**fresh(arm, "--arm", arm, **own))
+    return Run(**fresh(arm, "--arm", arm))
 
 
-def fresh(name: str, *words: str, **variables: str) -> dict[str, Any]:
+def fresh(name: str, *words: str) -> dict[str, Any]:
     """What this script writes in a process of its own, given these words beside its own."""
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = os.environ | offline | variables
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         own = [*words, "--folder", folder, "--began", str(time.time())]
         found = subprocess.run(
@@ -765,6 +768,7 @@ def main(work: Work, description: str | None) -> None:
     parser.add_argument("--method", choices=("lora", "qlora"), default="lora", help="qlora: NF4")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter; alpha is twice it")
     parser.add_argument("--peers", default=",".join(work.peers), help="those to run beside drbode")
+    parser.add_argument("--huge-pages", action="store_true", help="for the peers as well")
     parser.add_argument("--output", type=Path, help="file of the record")
     for hidden, kind in (("--arm", str), ("--folder", Path), ("--began", float)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
@@ -778,6 +782,7 @@ def main(work: Work, description: str | None) -> None:
         rows_a_step=words.rows_a_step,
         row_tokens=words.row_tokens,
         max_tokens=words.max_tokens,
+        huge_pages=words.huge_pages,
     )
     if words.arm is not None:  # the process of one run
         run = run_arm(work, words.arm, setting, words.folder, words.began)

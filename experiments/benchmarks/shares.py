@@ -1,0 +1,118 @@
+"""Where the time of drbode's optimizer steps goes, by the kind of operation.
+
+    python experiments/benchmarks/shares.py
+    python experiments/benchmarks/shares.py --shape 0.6b-4
+
+The third step of each stage's benchmark, forward and backward, clipping and optimizer, under
+PyTorch's profiler, which adds to the time of small operations. An operation counts as what it is
+part of: with the log-probabilities go their matrix products, and the rest is norms, activations,
+rotations, sums and the optimizer.
+"""
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import harness
+
+WORKS = ("sft", "dpo", "reward")
+STEP = 2  # is profiled, from 0 on
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+KINDS = ("layers' products", "LoRA's products", "log-probabilities", "attention", "the rest")
+
+
+def kind(event: Any, rank: int) -> str:
+    """What an operation belongs to."""
+    around, above = [event.name], event.cpu_parent
+    while above is not None:
+        around.append(above.name)
+        above = above.cpu_parent
+    if any("_TokenLogps" in name for name in around):
+        return "log-probabilities"
+    if any("_scaled_dot_product" in name for name in around):
+        return "attention"
+    if event.name not in PRODUCTS:
+        return "the rest"
+    small = any(rank in shape for shape in event.input_shapes)
+    return "LoRA's products" if small else "layers' products"
+
+
+def profiled(name: str, setting: harness.Setting, folder: Path, began: float) -> dict[str, Any]:
+    """Seconds of each kind of operation in one step, and its floor."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from drbode.training.module import TrainingModule
+
+    work = importlib.import_module(name).WORK
+    step, seconds = TrainingModule.training_step, dict.fromkeys(KINDS, 0.0)
+
+    def training_step(self: Any, *batch: Any) -> None:
+        if self.optimizer_steps != STEP:
+            step(self, *batch)
+            return
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+            step(self, *batch)
+        for event in found.events():
+            seconds[kind(event, setting.rank)] += event.self_cpu_time_total / 1e6
+
+    TrainingModule.training_step = training_step  # type: ignore[method-assign]
+    harness.run_drbode(work, setting, folder, harness.Clock(setting, began))
+    at = STEP * setting.rows_a_step
+    trees = harness.in_order(work, setting)[at : at + setting.rows_a_step]
+    matrices, attention = harness.forward(harness.SHAPES[setting.shape], trees, work.head)
+    return {
+        "tokens": sum(tree.tokens for tree in trees),
+        "predicted": sum(tree.supervised for tree in trees) if work.head else 0,
+        "seconds": seconds,
+        "floor": (2 * matrices + 3 * attention) / harness.matrix_rate(setting),
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    heads = [f"{name} ({own['tokens']} tokens)" for name, own in found.items()]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
+    totals = {name: sum(own["seconds"].values()) for name, own in found.items()}
+    for one in KINDS:
+        cells = [f"{100 * own['seconds'][one] / totals[name]:.0f} %" for name, own in found.items()]
+        lines.append(f"| {one} | {' | '.join(cells)} |")
+    cells = [f"{total:.2f}" for total in totals.values()]
+    lines.append(f"| seconds of the step | {' | '.join(cells)} |")
+    cells = [f"{own['floor']:.2f}" for own in found.values()]
+    lines.append(
+        f"| of layers, head and attention at the rate of large ones | {' | '.join(cells)} |"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=tuple(harness.SHAPES), default="small")
+    parser.add_argument("--rows-a-step", type=int, default=8, help="of them in an optimizer step")
+    parser.add_argument("--output", type=Path, help="file of the record")
+    for hidden, type_ in (("--work", str), ("--folder", Path), ("--began", float)):
+        parser.add_argument(hidden, type=type_, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    rows = (STEP + 1) * words.rows_a_step
+    setting = harness.Setting(words.shape, "cpu", "lora", 16, rows, words.rows_a_step, None, None)
+    if words.work is not None:  # the process of one profile
+        found = profiled(words.work, setting, words.folder, words.began)
+        (words.folder / harness.RESULT).write_text(json.dumps(found))
+        return
+    steps = {name: harness.fresh(name, "--work", name) for name in WORKS}
+    output = words.output or harness.RECORDS / f"shares-{setting.name}.json"
+    record = {
+        "benchmark": "shares",
+        **harness.machine(harness.LIBRARIES),
+        "setting": asdict(setting),
+        "steps": steps,
+    }
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(steps))
+
+
+if __name__ == "__main__":
+    main()
