@@ -7,7 +7,8 @@ In an encoder, whose attention says that it is not causal, a token sees what sta
 the same prompt and completion; a prompt sees no completion in either, for it may have several.
 
 One rule, two backends, registered with transformers under the names below, so no model's code is
-touched. `sdpa` runs each prompt and completion through scaled_dot_product_attention on its own;
+touched. `sdpa` runs each prompt and completion through scaled_dot_product_attention on its own,
+`flex` is told the rule and skips what it hides.
 """
 
 from functools import lru_cache

@@ -46,7 +46,7 @@ from drbode.data.rows import Question
 from drbode.data.trees import Tree, pack, within
 from drbode.evaluation import multiple_choice
 from drbode.models.base import Policy, bodinho_folder
-from drbode.models.machine import Machine
+from drbode.models.machine import Machine, keep_memory
 
 RECORD = harness.RECORDS / "fewshot.json"
 LIBRARIES = ("drbode", "torch", "transformers", "lm_eval")
@@ -143,6 +143,7 @@ def _nothing_shared_between_questions() -> Iterator[None]:
 
 
 def load() -> Models:
+    keep_memory()  # for all arms, which share the process
     folder = bodinho_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ours, theirs = (

@@ -88,8 +88,9 @@ def asked(curve: str, value: int, folder: Path, began: float) -> Point:
     from drbode.data.prompts import Renderer
     from drbode.evaluation import multiple_choice
     from drbode.models.base import Policy, bodinho_folder
-    from drbode.models.machine import Machine
+    from drbode.models.machine import Machine, keep_memory
 
+    keep_memory()
     shots = 0 if curve == "alternatives" else value
     words = [f"benchmark.num_fewshot={shots}", "benchmark.fewshot_overflow=drop"]
     words += [f"benchmark.questions={QUESTIONS}"]

@@ -38,7 +38,7 @@ from drbode.data.prompts import Renderer
 from drbode.data.rows import parse_question
 from drbode.evaluation import multiple_choice
 from drbode.models.base import Policy, bodinho_folder
-from drbode.models.machine import Machine
+from drbode.models.machine import Machine, keep_memory
 
 RECORD = harness.RECORDS / "multiple_choice.json"
 LIBRARIES = ("drbode", "torch", "transformers")
@@ -112,6 +112,7 @@ def settings(protocol: str) -> BenchmarkConfig:
 
 
 def load() -> Arms:
+    keep_memory()  # for all arms, which share the process
     folder = bodinho_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     networks = [
