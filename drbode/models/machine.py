@@ -69,9 +69,9 @@ def keep_memory() -> None:
     """Has glibc keep the memory of freed tensors for those that come next.
 
     Otherwise it hands back to the kernel much of what a step frees, and gets it page by page and
-    zeroed in the next one. What is above 32 MiB, as a chunk of logits, goes back as it does of
-    itself. That the heap does not fray owes to huge pages, which `drbode/__init__.py` asks for:
-    tensors then begin at multiples of 2 MiB. Another C library is left as it is.
+    zeroed in the next one. What is above 32 MiB goes back as it does of itself. That the heap does
+    not fray owes to huge pages, which `drbode/__init__.py` asks for: tensors then begin at
+    multiples of 2 MiB. Another C library is left as it is.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
