@@ -77,9 +77,9 @@ def test_the_floor_counts_every_token_that_a_token_sees() -> None:
     tree = Tree([5, 6, 7], [Completion([8, 9], [True, True]), Completion([8], [True])])
     matrices = 2 * (6 * (384 * 64 * 16 + 3 * 384 * 1024) * 6 + 384 * 32_768 * 3)
     attention = 4 * 6 * 6 * 64 * (6 + 9 + 4)
-    assert harness._operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
+    assert harness.operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
     twice = replace(WORK, forward=1)
-    assert harness._operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
+    assert harness.operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_peer_reads_every_side_with_its_prompt_and_padding(arm: str, lengths: 
     assert harness._peer_lengths(WORK.peers[arm], SETTING, trees) == lengths
     tokens, seen = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
     matrices = 2 * tokens * (6 * (384 * 64 * 16 + 3 * 384 * 1024) + 384 * 32_768)
-    assert harness._operations(WORK, arm, SETTING, trees) == (
+    assert harness.operations(WORK, arm, SETTING, trees) == (
         2 * matrices + 3 * 4 * 6 * 6 * 64 * seen
     )
 

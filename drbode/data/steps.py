@@ -172,7 +172,7 @@ def read_rows(
         held_out = read(data.path, "validation", key)
     elif data.validation_share and len(train) > 1:
         count = max(1, round(data.validation_share * len(train)))
-        count = min(count, data.validation_rows or count)
+        count = min(count, data.validation_rows or count)  # the others are trained on
         chosen = set(random.Random(seed).sample(range(len(train)), count))
         held_out = sources.Picked(train, sorted(chosen))
         left = array("q", (i for i in range(len(train)) if i not in chosen))

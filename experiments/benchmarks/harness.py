@@ -433,7 +433,7 @@ def matrix_rate(setting: Setting) -> float:
     return 2 * size**3 / statistics.median(taken[2:])
 
 
-def _operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) -> float:
+def operations(work: Work, arm: str, setting: Setting, trees: Sequence[Any]) -> float:
     """Multiplications and additions of an arm's frozen matrices and attention, at least.
 
     2 a parameter and token forward, 2 backward, for no frozen matrix has a gradient. drbode reads a
@@ -602,8 +602,8 @@ def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) 
         losses=losses,
         threads=torch.get_num_threads(),
         matrix_gflops=rate / 1e9,
-        operations=_operations(work, arm, setting, rows),
-        floor=_operations(work, "drbode", setting, rows) / rate,
+        operations=operations(work, arm, setting, rows),
+        floor=operations(work, "drbode", setting, rows) / rate,
     )
 
 

@@ -12,7 +12,7 @@ rotations, sums and the optimizer.
 import argparse
 import importlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,13 @@ def profiled(name: str, setting: harness.Setting, folder: Path, began: float) ->
     harness.run_drbode(work, setting, folder, harness.Clock(setting, began))
     at = STEP * setting.rows_a_step
     trees = harness.in_order(work, setting)[at : at + setting.rows_a_step]
-    matrices, attention = harness.forward(harness.SHAPES[setting.shape], trees, work.head)
+    learning = replace(work, forward=0)  # a pass ahead of the steps is not in it
+    operations = harness.operations(learning, "drbode", setting, trees)
     return {
         "tokens": sum(tree.tokens for tree in trees),
         "predicted": sum(tree.supervised for tree in trees) if work.head else 0,
         "seconds": seconds,
-        "floor": (2 * matrices + 3 * attention) / harness.matrix_rate(setting),
+        "floor": operations / harness.matrix_rate(setting),
     }
 
 
