@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drbode import config
-from drbode.config import BadInput, Done, EvaluateConfig, Kind, ModelConfig
+from drbode.config import BadInput, Done, EvaluateConfig, ModelConfig, ModelKind
 
 if TYPE_CHECKING:
     from drbode.models.base import Policy
@@ -21,7 +21,7 @@ def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> Done:
 
     asked = config.build(EvaluateConfig, tree)
     if not multirun:
-        config.refuse_unread(overrides, asked.benchmark.unread())
+        config.refuse_unread(overrides, asked.unread())
     folder = Path(asked.output_dir) / asked.run_name()
     with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
         if run.finished:
@@ -163,7 +163,7 @@ def _models(asked: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
 
 
 def _load(
-    model: ModelConfig, machine: "Machine", seed: int = 0, kind: Kind | None = "decoder"
+    model: ModelConfig, machine: "Machine", seed: int = 0, kind: ModelKind | None = "decoder"
 ) -> "Policy":
     from drbode.models.base import load_policy, quantization_of
 

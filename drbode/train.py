@@ -116,7 +116,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     def load(quantized: bool) -> "Policy":
         held = machine.quantization(asked.qlora) if quantized else None
         policy = load_policy(
-            asked.model, machine.torch_dtype, machine.attention, asked.seed, held, asked.kind
+            asked.model, machine.torch_dtype, machine.attention, asked.seed, held, asked.model_kind
         )
         wrap(policy, asked)
         policy.network.to(machine.accelerator)
@@ -124,7 +124,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
 
     check = Check(benchmark.questions, asked.contamination.action)
     cache = run.folder.parent / ".cache"
-    described = describe(asked.model, asked.kind)
+    described = describe(asked.model, asked.model_kind)
     curation = Curation(asked.sft, asked.seed) if asked.curates() else None
     splits = {
         stage: load_splits(
@@ -208,7 +208,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
             machine=machine,
             trainer=asked.trainer,
             loggers=loggers,
-            end=renderer.turn_end[1] if asked.kind == "decoder" else policy.tokenizer.sep_token_id,
+            end=renderer.turn_end[1]
+            if asked.model_kind == "decoder"
+            else policy.tokenizer.sep_token_id,
             folder=run.folder,
             cache=cache,
             base=policy.state() if asked.refers_to_base() else {},
@@ -314,12 +316,12 @@ def _leave_curation(curation: "Curation", folder: Path) -> None:
 
 
 def _open_plan(asked: TrainConfig, opened: Mapping[str, Any] | None) -> dict[str, str]:
-    if asked.preferring is None or not asked.open.prompts:
+    if asked.aligning is None or not asked.open.prompts:
         return {}
     if opened is None:
-        return {"open": f"no open answers: {asked.preferring} holds out no prompt that fits"}
+        return {"open": f"no open answers: {asked.aligning} holds out no prompt that fits"}
     left_out = f", {opened['left_out']} too long" if opened["left_out"] else ""
-    return {"open": f"{opened['prompts']} held-out prompts of {asked.preferring}{left_out}"}
+    return {"open": f"{opened['prompts']} held-out prompts of {asked.aligning}{left_out}"}
 
 
 def _longest(stage: str, block: StageConfig, context: int) -> int:

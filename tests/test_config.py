@@ -75,7 +75,7 @@ def test_what_open_answers_alone_read_is_refused_elsewhere(key: str) -> None:
         load(f"benchmark.{key}")
     tree = config.compose("evaluate", ["benchmark=open", f"benchmark.{key}"])
     asked = config.build(config.EvaluateConfig, tree)
-    config.refuse_unread([f"benchmark.{key}"], asked.benchmark.unread())
+    config.refuse_unread([f"benchmark.{key}"], asked.unread())
     plain = config.build(config.EvaluateConfig, config.compose("evaluate", ["benchmark=open"]))
     assert asked.run_name() != plain.run_name()
 
@@ -155,7 +155,7 @@ def test_open_prompts_are_asked_without_examples() -> None:
     words = ["benchmark=open", "benchmark.num_fewshot=2"]
     asked = config.build(config.EvaluateConfig, config.compose("evaluate", words))
     with pytest.raises(BadInput, match="num_fewshot: has no effect with the protocol open"):
-        config.refuse_unread(words, asked.benchmark.unread())
+        config.refuse_unread(words, asked.unread())
 
 
 def test_bodinhos_examples_are_refused_where_it_has_none() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from drbode.config import (
     BODINHO,
+    STAGES,
     BadInput,
     CptConfig,
     DpoConfig,
@@ -219,15 +220,17 @@ Choose = Callable[[Sequence[sources.Record], Render], Sequence[sources.Record]]
 
 def _reads(stage: Stage, column: str) -> tuple[sources.Kind, sources.Columns]:
     """The kind of rows that a stage reads, and what it reads of them."""
-    match stage:
-        case "cpt" | "mlm":
+    match STAGES[stage].reads:
+        case "text" | "masked":
             return "text", sources.Columns((column,))
-        case "sft":
+        case "chat":
             return "chat", sources.Columns((column,))
-        case "ppo":
+        case "prompt":
             return "pair", prompt_columns(column)
-        case "dpo" | "reward":
+        case "pair":
             return "pair", sources.Columns((column, "chosen", "rejected"))
+        case "question":
+            raise AssertionError("no stage trains on questions")
 
 
 def _render(block: StageConfig, renderer: Renderer) -> Render:

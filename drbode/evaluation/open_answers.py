@@ -117,7 +117,7 @@ def held_out_prompts(asked: TrainConfig, renderer: Renderer) -> OpenPrompts | No
     Of bodinho the test split, else the validation rows of the first stage of preferences, but for
     those too long to be answered. None where no stage is one, or nothing is held out.
     """
-    stage, conditions = asked.preferring, asked.data.conditions
+    stage, conditions = asked.aligning, asked.data.conditions
     if stage is None or not asked.open.prompts:
         return None
     block = asked.stage(stage)

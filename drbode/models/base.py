@@ -32,8 +32,8 @@ from drbode.config import (
     BODINHO,
     SHIPPED,
     BadInput,
-    Kind,
     ModelConfig,
+    ModelKind,
     QloraConfig,
     build,
 )
@@ -43,14 +43,14 @@ from drbode.record import read_record
 
 # Families whose attention goes through transformers' interface, and whose rule is plain causal in
 # decoders, plain bidirectional in encoders.
-FAMILIES: dict[str, Kind] = {
+FAMILIES: dict[str, ModelKind] = {
     "qwen3": "decoder",
     "llama": "decoder",
     "gpt2": "decoder",
     "bert": "encoder",
 }
 
-WRONG_KIND: dict[Kind, str] = {  # what is said of a model of the other kind than is needed
+WRONG_KIND: dict[ModelKind, str] = {  # what is said of a model of the other kind than is needed
     "encoder": "an encoder, which predicts masked tokens and writes none; expected a decoder, or "
     "stages=mlm and the protocol alternatives alone",
     "decoder": "a decoder, which has no masked tokens to predict; stage mlm expects an encoder, as "
@@ -104,7 +104,7 @@ class Policy(nn.Module):
         return next(self.network.parameters()).device
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         return FAMILIES[self.model.config.model_type]
 
     @property
@@ -343,7 +343,7 @@ def load_policy(
     attention: Attention,
     seed: int = 0,
     quantization: QloraConfig | None = None,
-    kind: Kind | None = "decoder",
+    kind: ModelKind | None = "decoder",
 ) -> Policy:
     """The base network (an adapter's folder: with the adapter) and its tokenizer.
 
@@ -385,7 +385,7 @@ class Description(NamedTuple):
         return int(self.config.max_position_embeddings)
 
 
-def describe(config: ModelConfig, kind: Kind | None) -> Description:
+def describe(config: ModelConfig, kind: ModelKind | None) -> Description:
     """The model's own config and tokenizer. Raises BadInput as `load_policy` does."""
     path, options = _source(config)
     base = adapter_base(config.path)
@@ -509,7 +509,7 @@ def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:
     )
 
 
-def _check_family(described: Any, path: str, kind: Kind | None) -> None:
+def _check_family(described: Any, path: str, kind: ModelKind | None) -> None:
     windows = "sliding_attention" in (getattr(described, "layer_types", None) or ())
     if described.model_type not in FAMILIES or windows:
         family = f"{described.model_type}{' with sliding windows' if windows else ''}"

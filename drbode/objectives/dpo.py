@@ -1,18 +1,20 @@
 """Direct preference optimisation: losses on how much more the policy prefers the chosen one."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-Kind = Literal["sigmoid", "ipo", "hinge", "reference_free"]
-
 
 @dataclass(frozen=True)
 class Pairs:
-    """Logps of chosen and rejected completions under policy and reference, summed (nats)."""
+    """Logps of chosen and rejected completions under policy and reference, summed (nats).
+
+    Where no reference was asked its logps are 0, so that a logratio is the policy's logp.
+    """
 
     policy_chosen: Float[Tensor, " pairs"]
     policy_rejected: Float[Tensor, " pairs"]
@@ -41,60 +43,78 @@ class Pairs:
         rejected = self.logratio_rejected / self.rejected_tokens
         return chosen - rejected
 
+    def flipped(self) -> "Pairs":
+        """The same pairs with the rejected completion as the chosen one."""
+        return Pairs(
+            policy_chosen=self.policy_rejected,
+            policy_rejected=self.policy_chosen,
+            reference_chosen=self.reference_rejected,
+            reference_rejected=self.reference_chosen,
+            chosen_tokens=self.rejected_tokens,
+            rejected_tokens=self.chosen_tokens,
+        )
+
+
+Loss = Callable[..., Float[Tensor, " pairs"]]  # of pairs, beta and a loss's own options
+
 
 def dpo_loss(
-    kind: Kind, pairs: Pairs, beta: float, label_smoothing: float = 0.0
+    loss: Loss,
+    pairs: Pairs,
+    beta: float,
+    label_smoothing: float = 0.0,
+    options: Mapping[str, float] = MappingProxyType({}),
 ) -> Float[Tensor, " pairs"]:
-    """The loss of each pair, by name.
-
-    `reference_free` is the logistic loss on the policy alone, equation 3.9 of the chapter as it is
-    printed; it reads no reference logps.
+    """What a loss, one of those below or of the same form, makes of each pair.
 
     `label_smoothing`, in [0, 0.5), is the probability that a pair's label is flipped: the loss is
-    its expectation over the flip. With `sigmoid` this is conservative DPO (Mitchell 2023, "A note
-    on DPO with noisy preferences"), least where sigmoid(beta margin) = 1 - label_smoothing; with
-    `ipo` it is the method's own treatment of uncertain preferences, least where
+    its expectation over the flip. With `sigmoid_loss` this is conservative DPO (Mitchell 2023, "A
+    note on DPO with noisy preferences"), least where sigmoid(beta margin) = 1 - label_smoothing;
+    with `ipo_loss` it is the method's own treatment of uncertain preferences, least where
     mean margin = (1 - 2 label_smoothing) / (2 beta).
     """
-    match kind:
-        case "sigmoid":
-            loss, margin = sigmoid_loss, pairs.margin
-        case "ipo":
-            loss, margin = ipo_loss, pairs.mean_margin
-        case "hinge":
-            loss, margin = hinge_loss, pairs.margin
-        case "reference_free":
-            loss, margin = sigmoid_loss, pairs.policy_chosen - pairs.policy_rejected
-    return (1 - label_smoothing) * loss(margin, beta) + label_smoothing * loss(-margin, beta)
+    stated = loss(pairs, beta, **options)
+    if not label_smoothing:
+        return stated
+    flipped = loss(pairs.flipped(), beta, **options)
+    return (1 - label_smoothing) * stated + label_smoothing * flipped
 
 
-def sigmoid_loss(margin: Float[Tensor, " pairs"], beta: float) -> Float[Tensor, " pairs"]:
+def sigmoid_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
     """-log sigmoid(beta margin).
 
     Rafailov et al. 2023, equation 7: the Bradley-Terry likelihood with beta x logratio as the
     implicit reward. Equals ln 2 when the policy is the reference, where its gradient with respect
     to the chosen logps is -beta / 2.
     """
-    return -logsigmoid(beta * margin)
+    return -logsigmoid(beta * pairs.margin)
 
 
-def ipo_loss(margin: Float[Tensor, " pairs"], beta: float) -> Float[Tensor, " pairs"]:
-    """(margin - 1 / (2 beta))^2, of the mean margin.
+def reference_free_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
+    """-log sigmoid(beta (policy chosen - policy rejected)).
+
+    Equation 3.9 of the chapter as it is printed: the logistic loss on the policy alone.
+    """
+    return -logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
+
+
+def ipo_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
+    """(mean margin - 1 / (2 beta))^2.
 
     Azar et al. 2023, equation 17, where beta is called tau. The paper writes logratios of whole
     completions; its authors confirmed to trl that their results were got with averages over the
     tokens, as here. Equals 1 / (4 beta^2) when the policy is the reference.
     """
-    return (margin - 1 / (2 * beta)) ** 2
+    return (pairs.mean_margin - 1 / (2 * beta)) ** 2
 
 
-def hinge_loss(margin: Float[Tensor, " pairs"], beta: float) -> Float[Tensor, " pairs"]:
+def hinge_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
     """max(0, 1 - beta margin).
 
     SLiC (Zhao et al. 2023, equation 1) on logratios, as Liu et al. 2024 (RSO) norm it; 1 / beta is
     SLiC's margin delta. Equals 1 when the policy is the reference.
     """
-    return relu(1 - beta * margin)
+    return relu(1 - beta * pairs.margin)
 
 
 def mean_nll(

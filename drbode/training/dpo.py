@@ -1,15 +1,16 @@
 """Stage `dpo`: direct preference optimization against the policy as it was (T15)."""
 
+import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drbode.config import DpoConfig
+from drbode.config import LOSSES, BadInput, DpoConfig, load_function, loss_traits, one_of
 from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.generation import generate
-from drbode.objectives.dpo import Pairs, dpo_loss, mean_nll, pair_metrics
+from drbode.objectives.dpo import Loss, Pairs, dpo_loss, mean_nll, pair_metrics
 from drbode.training.module import Sums, TrainingModule, own_draws
 
 # Nats a token that the chosen answers may lose since the stage began before it is said.
@@ -23,9 +24,13 @@ class DPOModule(TrainingModule):
     config: DpoConfig
 
     def __init__(self, *common: Any, prompts: list[list[int]], **named: Any) -> None:
-        """`prompts` are answered at each validation, to estimate the KL."""
+        """`prompts` are answered at each validation, to estimate the KL.
+
+        Raises BadInput where the loss is a function that cannot be imported or takes other options.
+        """
         super().__init__(*common, **named)
         self.prompts = prompts
+        self.loss = preference_loss(self.config)
         self.start = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
 
     def units(self, batch: Trees) -> int:
@@ -34,14 +39,15 @@ class DPOModule(TrainingModule):
     def sums(self, batch: Trees) -> Sums:
         pairs = _pairs(batch, self.policy.logps(**batch.inputs()))
         config = self.config
-        loss = dpo_loss(config.loss, pairs, config.beta, config.label_smoothing)
+        loss = dpo_loss(self.loss, pairs, config.beta, config.label_smoothing, config.options)
         if config.nll_weight:
             loss = loss + config.nll_weight * mean_nll(pairs.policy_chosen, pairs.chosen_tokens)
         metrics = pair_metrics(pairs, config.beta)
         watched = {name: value.float().sum() for name, value in vars(metrics).items()}
         watched["tokens_chosen"] = pairs.chosen_tokens.sum()
         watched["tokens_rejected"] = pairs.rejected_tokens.sum()
-        watched["chosen_gain_a_token"] = (pairs.logratio_chosen / pairs.chosen_tokens).sum()
+        if len(batch.reference):
+            watched["chosen_gain_a_token"] = (pairs.logratio_chosen / pairs.chosen_tokens).sum()
         return Sums(loss.sum(), watched)
 
     def held_out_metrics(self) -> dict[str, float]:
@@ -57,8 +63,10 @@ class DPOModule(TrainingModule):
         A margin grows as well while both answers fall, the rejected one faster (Pal et al. 2024,
         "Smaug", section 3; Razin et al. 2024, "Unintentional unalignment").
         """
-        found = self.validation or self.train_metrics
-        lost, accuracy = -found["chosen_gain_a_token"], 100 * found["reward_accuracy"]
+        seen = self.validation or self.train_metrics
+        if "chosen_gain_a_token" not in seen:  # the loss has no reference
+            return []
+        lost, accuracy = -seen["chosen_gain_a_token"], 100 * seen["reward_accuracy"]
         if lost <= FAR:
             return []
         where = "held-out" if self.validation else "training"
@@ -93,9 +101,24 @@ class DPOModule(TrainingModule):
         return total / len(trees)
 
 
+def preference_loss(config: DpoConfig) -> Loss:
+    """The function of `dpo.loss`. Raises BadInput where it is not to be had or refuses options."""
+    expected = f"{one_of(LOSSES)} or module:function"
+    loss = load_function(loss_traits(config.loss).function, "dpo.loss", expected)
+    try:
+        inspect.signature(loss).bind(None, config.beta, **config.options)
+    except TypeError as error:
+        raise BadInput(
+            f"dpo.options: {config.loss} is called as (pairs, beta, **options) with the options "
+            f"{sorted(config.options)}, which its signature does not take ({error}); give those "
+            "that it takes"
+        ) from None
+    return loss
+
+
 def _pairs(batch: Trees, logps: Tensor) -> Pairs:
     sums, tokens = batch.sums(logps).view(-1, 2), batch.lengths().view(-1, 2)
-    reference = batch.reference.view(-1, 2)
+    reference = batch.reference.view(-1, 2) if len(batch.reference) else torch.zeros_like(sums)
     return Pairs(
         policy_chosen=sums[:, 0],
         policy_rejected=sums[:, 1],

@@ -33,6 +33,7 @@ from drbode.config import (
     Stage,
     StageConfig,
     TrainerConfig,
+    loss_traits,
 )
 from drbode.data.masking import MaskedSteps, held_out_batches, masker, plain
 from drbode.data.prompts import Renderer
@@ -265,6 +266,8 @@ def _module(
             base = run.base if config.reference == "base" else None
 
             def referred(split: Split) -> Split:
+                if not loss_traits(config.loss).needs_reference:
+                    return split
                 return with_reference(
                     policy, split, config.max_tokens, run.machine, run.cache, base
                 )

@@ -1,0 +1,130 @@
+"""What there is to choose from: one description of each stage, loss, method and protocol.
+
+Everything that another room has to know of them stands here, without torch: config rules, data,
+reporting and plots ask a description and never a name. Whoever adds one adds its entry here and the
+code that the entry names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from drbode.config.convert import OneOf
+
+ModelKind = Literal["decoder", "encoder"]  # predicts the next token, or masked ones
+# What a row holds: raw text, raw text for an encoder, a conversation, a prompt with a chosen and a
+# rejected answer, a prompt, a multiple-choice question.
+RowKind = Literal["text", "masked", "chat", "pair", "prompt", "question"]
+
+
+@dataclass(frozen=True)
+class StageTraits:
+    """A stage of training. Its code is `drbode/training/<stage>.py`, its block of the config
+    `conf/stage/<stage>.yaml`.
+    """
+
+    reads: RowKind  # of training rows
+    trains: ModelKind = "decoder"
+    dropout: bool = True  # False: switched off; policy and reference differ by their weights alone
+    aligns: bool = False  # changes how the policy answers: open answers are asked before and after
+    samples: bool = False  # trains on answers that it samples: leaves rollouts beside its weights
+    scores: bool = False  # has its answers scored, by a reward model or a function
+    leaves: Literal["policy", "reward model"] = "policy"  # beside a reward model the policy stays
+    loss_unit: str = "nats a token"  # of what it minimises
+
+
+STAGES: dict[str, StageTraits] = {
+    "cpt": StageTraits(reads="text"),
+    "mlm": StageTraits(reads="masked", trains="encoder"),
+    "sft": StageTraits(reads="chat"),
+    "dpo": StageTraits(reads="pair", dropout=False, aligns=True, loss_unit="a pair"),
+    "reward": StageTraits(
+        reads="pair", dropout=False, leaves="reward model", loss_unit="nats a pair"
+    ),
+    "ppo": StageTraits(
+        reads="prompt",
+        dropout=False,
+        aligns=True,
+        samples=True,
+        scores=True,
+        loss_unit="a token",
+    ),
+}
+Stage = Annotated[str, OneOf(STAGES)]
+
+
+@dataclass(frozen=True)
+class LossTraits:
+    """A loss of preference pairs, by name.
+
+    `function` is `module:function` of (pairs, beta, **options), which gives the loss of each pair.
+    """
+
+    function: str
+    needs_reference: bool = True  # False: no reference pass is run
+    options: Mapping[str, float] = field(default_factory=dict)  # that it reads, and their defaults
+
+
+LOSSES: dict[str, LossTraits] = {
+    "sigmoid": LossTraits("drbode.objectives.dpo:sigmoid_loss"),
+    "ipo": LossTraits("drbode.objectives.dpo:ipo_loss"),
+    "hinge": LossTraits("drbode.objectives.dpo:hinge_loss"),
+    "reference_free": LossTraits(
+        "drbode.objectives.dpo:reference_free_loss", needs_reference=False
+    ),
+}
+Loss = Annotated[str, OneOf(LOSSES, or_function=True)]
+
+
+def loss_traits(loss: str) -> LossTraits:
+    """The entry of a name; a function of the user's is taken to need a reference."""
+    return LOSSES.get(loss) or LossTraits(loss)
+
+
+@dataclass(frozen=True)
+class MethodTraits:
+    """A fine-tuning method; `conf/method/<method>.yaml` sets what it wants of its blocks."""
+
+    blocks: tuple[str, ...] = ()  # of the config that it reads
+    adapter: bool = True  # wraps the network in an adapter; False: trains its own tensors
+    quantizes: bool = False  # holds the base in 4 bits
+    encoders: bool = True  # trains encoders as well
+
+
+METHODS: dict[str, MethodTraits] = {
+    "full": MethodTraits(adapter=False),
+    "lora": MethodTraits(("lora",)),
+    "qlora": MethodTraits(("lora", "qlora"), quantizes=True, encoders=False),
+    "adapter": MethodTraits(("adapter",)),
+    "bitfit": MethodTraits(),
+}
+Method = Annotated[str, OneOf(METHODS)]
+
+
+@dataclass(frozen=True)
+class ProtocolTraits:
+    """How a model is asked a benchmark's rows, and how its answer is read."""
+
+    writes: bool = False  # the model writes an answer, in at most `benchmark.max_new_tokens`
+    limit: int | None = None  # tokens that the protocol itself lets it write
+    of_runs: bool = True  # False: asked by drbode.evaluate alone
+    encoders: bool = False  # asked of encoders as well
+
+
+PROTOCOLS: dict[str, ProtocolTraits] = {
+    "alternatives": ProtocolTraits(encoders=True),
+    "letter": ProtocolTraits(),
+    "generate": ProtocolTraits(writes=True),
+    "chapter": ProtocolTraits(limit=10),
+    "open": ProtocolTraits(writes=True, of_runs=False),
+}
+Protocol = Annotated[str, OneOf(PROTOCOLS)]
+
+
+def names(traits: Mapping[str, object], **wanted: object) -> list[str]:
+    """The names of the entries that have all of these traits."""
+    return [
+        name
+        for name, entry in traits.items()
+        if all(getattr(entry, trait) == value for trait, value in wanted.items())
+    ]
