@@ -69,10 +69,10 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
     )
     seconds = time.perf_counter() - began
     record.write_jsonl(run.folder / "benchmark" / "model.jsonl", [a.as_row() for a in answers])
-    run.data["machine"] |= machine.as_dict()
-    run.data["data"] = {"benchmark": benchmark.as_dict()}
-    run.data["model"] = {"parameters": policy.count()[1]}
-    run.data["result"] = {
+    run.record.machine |= machine.as_dict()
+    run.record.data = record.Inputs(stages={}, benchmark=benchmark.as_dict())
+    run.record.model = {"parameters": policy.count()[1]}
+    run.record.result = {
         "summary": multiple_choice.summarise(answers),
         "cost": multiple_choice.cost(answers),
         "seconds": seconds,
@@ -82,6 +82,7 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
 def _open(asked: EvaluateConfig, run: "Run") -> None:
     import time
 
+    from drbode import record
     from drbode.evaluation import open_answers
     from drbode.models import machine as machines
     from drbode.models.base import speaking_as
@@ -119,10 +120,14 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
     if reward is not None:
         interview.score(reward, policy)
     interview.write(run.folder / "open")
-    run.data["machine"] |= machine.as_dict()
-    run.data["data"] = {"open": {"prompts": len(prompts.asked), "digest": prompts.digest}}
-    run.data["model"] = {"parameters": policy.count()[1]}
-    run.data["result"] = {
+    run.record.machine |= machine.as_dict()
+    run.record.data = record.Inputs(
+        stages={},
+        benchmark={},
+        open={"prompts": len(prompts.asked), "digest": prompts.digest},
+    )
+    run.record.model = {"parameters": policy.count()[1]}
+    run.record.result = {
         "open": open_answers.progression(interview.answers),
         "seconds": time.perf_counter() - began,
     }
@@ -176,7 +181,8 @@ def _load(
 def _show(asked: EvaluateConfig, run: "Run") -> None:
     from drbode.reporting import terminal
 
-    result = run.data["result"]
+    result = run.record.result
+    assert result is not None, "entered before"
     if asked.benchmark.protocol == "open":
         terminal.show_open(result["open"])
         terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")

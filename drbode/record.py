@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,19 +35,92 @@ PACKAGES = (
 )
 
 
-class Run:
-    """A run's folder and record; `data` is what `record.json` holds, written by `save`."""
+SCHEMA = 2
 
-    def __init__(self, folder: Path, data: dict[str, Any]) -> None:
+
+@dataclass(kw_only=True)
+class StageResult:
+    """What training a stage came to; `seconds` are those of its steps, validation left out."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_gib: float
+    train_loss: float
+    validation_loss: float | None
+    measures: dict[str, float]
+    ended_by: str
+    optimizer: str
+    dropout: str
+    warnings: list[str]  # what a person should know of it, a sentence each
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What was measured of a policy, before the first stage or after one."""
+
+    summary: dict[str, Any]
+    cost: dict[str, float]
+    forgetting: dict[str, Any]
+    against_base: dict[str, Any] | None = None
+    against_before: dict[str, Any] | None = None
+    open: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class StageRecord(StageResult, Measured):
+    artefact: str
+    artefact_bytes: int
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    stages: dict[str, Any]
+    benchmark: dict[str, Any]
+    contamination: dict[str, Any] | None = None
+    general: dict[str, Any] | None = None
+    open: dict[str, Any] | None = None
+    curation: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class Record:
+    schema: int = SCHEMA
+    name: str = ""
+    status: str = "running"
+    started: str | None = None
+    ended: str | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    code: str = ""
+    functions: dict[str, str | None] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: Inputs | None = None
+    base: Measured | None = None
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+class Run:
+    """A run's folder and record."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
         self.folder = folder
-        self.data = data
+        self.record = record
 
     @property
     def finished(self) -> bool:
-        return bool(self.data.get("status") == "finished")
+        return self.record.status == "finished"
 
     def save(self) -> None:
-        write_json(self.folder / "record.json", self.data)
+        write_json(self.folder / "record.json", asdict(self.record))
 
 
 @contextmanager
@@ -70,31 +144,23 @@ def open_run(
         raise BadInput(
             f"output_dir: {folder} cannot be written ({error.strerror}); choose another folder"
         ) from None
-    run = Run(folder, {})
     try:
-        run.data = read_record(folder) or {}
+        run = Run(folder, read_record(folder) or Record())
         if run.finished:
             yield run
             return
-        run.data.setdefault("started", _now())
-        run.data |= {
-            "status": "running",
-            "name": folder.name,
-            "overrides": overrides,
-            "config": dict(asked),
-            "versions": versions(),
-            "git": git_state(),
-            "code": code_digest(),
-            "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
-        }
-        run.data.pop("error", None)
-        run.data.setdefault("stages", {})
+        r = run.record
+        r.started = r.started or _now()
+        r.status, r.name, r.overrides, r.config = "running", folder.name, overrides, dict(asked)
+        r.versions, r.git, r.code = versions(), git_state(), code_digest()
+        r.machine = {"cpu": cpu_model(), "cores": os.cpu_count()}
+        r.error = None
         begun = time.perf_counter()
-        earlier = run.data.get("seconds", 0.0)
+        earlier = r.seconds
 
         def end(status: str) -> None:
-            run.data |= {"status": status, "ended": _now()}
-            run.data["seconds"] = earlier + time.perf_counter() - begun
+            r.status, r.ended = status, _now()
+            r.seconds = earlier + time.perf_counter() - begun
             run.save()
 
         try:
@@ -103,10 +169,10 @@ def open_run(
             end("finished")
         except BaseException as error:
             refused = isinstance(error, BadInput) or unwritable(error) is not None
-            if refused and not run.data["stages"] and not (folder / "checkpoints").exists():
+            if refused and not r.stages and not (folder / "checkpoints").exists():
                 shutil.rmtree(folder)  # nothing was done: a mistake leaves nothing behind
                 raise
-            run.data["error"] = f"{type(error).__name__}: {error}"
+            r.error = f"{type(error).__name__}: {error}"
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             with suppress(BadInput):  # where it cannot be written, the one before stays
                 end("interrupted" if stopped else "failed")
@@ -130,7 +196,7 @@ def write_failed(folder: Path, overrides: list[str], error: Exception) -> None:
     write_json(folder / "record.json", data)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Record | None:
     """The record of a run's folder, None where there is none; BadInput where it is damaged."""
     path = folder / "record.json"
     if not path.is_file():
@@ -141,7 +207,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise BadInput(f"{path}: is damaged ({error}); use force=true to start over") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path}: is no record; use force=true to start over")
-    return data
+    data["data"] = Inputs(**data["data"]) if data.get("data") else None
+    data["base"] = Measured(**data["base"]) if data.get("base") else None
+    data["stages"] = {n: StageRecord(**d) for n, d in data.get("stages", {}).items()}
+    return Record(**data)
 
 
 @contextmanager

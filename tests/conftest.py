@@ -41,7 +41,7 @@ from transformers import (
 from drbode import config
 from drbode.models.machine import Machine
 from drbode.training.callbacks import CsvLogger
-from drbode.training.stages import Surroundings
+from drbode.training.context import RunContext
 
 VOCABULARY = 97
 # For runs whose tests are about something else than what a run forgets.
@@ -57,10 +57,10 @@ def asked(*overrides: str) -> config.TrainConfig:
     return config.load(config.compose("train", overrides), overrides).resolved()
 
 
-def surroundings(folder: Path, **changes: Any) -> Surroundings:
-    """What a stage knows of a run in `folder` on this machine."""
+def run_context(folder: Path, **changes: Any) -> RunContext:
+    """What the stages of a run in `folder` share on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = Surroundings(
+    plain = RunContext(
         seed=0,
         machine=Machine("cpu", "32-true", "fp32", "sdpa", 1),
         trainer=replace(asked().trainer, progress=False),

@@ -17,8 +17,9 @@ LEFT: dict[str, set[str]] = {
 }
 LEFT["training"] = LEFT["evaluation"] = {"data", "models", *LEFT["data"]}
 LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}
+LEFT["session"] = {"reporting", *LEFT["reporting"]}
 for _door in ("train", "evaluate", "chat", "report"):
-    LEFT[_door] = {"reporting", *LEFT["reporting"]}
+    LEFT[_door] = {"session", *LEFT["session"]}
 
 
 def room(path: Path) -> str:

@@ -22,7 +22,7 @@ from drbode.config import BadInput, SftConfig
 from drbode.data.duplicates import near_duplicates, plain
 from drbode.data.rows import parse_chat
 from drbode.data.sources import Record
-from drbode.data.steps import Render, Split, render_rows
+from drbode.data.splits import Render, Split, render_rows
 from drbode.data.trees import Tree
 
 NEAR = 0.8  # Jaccard index of runs of three words from which a row nearly repeats another

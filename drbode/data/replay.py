@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from drbode.config import BadInput, CptConfig
 from drbode.data.corpus import Pieces
-from drbode.data.steps import Split, StepLoader, shuffled
+from drbode.data.splits import Split
+from drbode.data.steps import StepLoader, shuffled
 from drbode.data.trees import Completion, Tree
 
 

@@ -11,14 +11,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
-from drbode.config import BODINHO, ROWS_FILES, TEXT_FILE, BadInput, unwritable
+from drbode.config import BODINHO, ROWS_FILES, TEXT_FILE, BadInput, RowKind, unwritable
 from drbode.data import bodinho
 
-Kind = Literal["text", "chat", "pair", "question"]
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
+OF_TEXT: tuple[RowKind, ...] = ("text", "masked")  # kinds that a plain text file holds
 
 
 class Columns(NamedTuple):
@@ -49,7 +49,7 @@ class Picked(Sequence[T]):
 
 
 def read(
-    kind: Kind,
+    kind: RowKind,
     path: str,
     split: str,
     revision: str | None,
@@ -98,11 +98,15 @@ def digest(records: Iterable[Record]) -> str:
     return total.hexdigest()[:16]
 
 
-def _bodinho(kind: Kind, split: str, key: str, conditions: bodinho.Conditions) -> Iterator[Record]:
-    makers: dict[Kind, Mapping[str, bodinho.Maker]] = {
+def _bodinho(
+    kind: RowKind, split: str, key: str, conditions: bodinho.Conditions
+) -> Iterator[Record]:
+    makers: dict[RowKind, Mapping[str, bodinho.Maker]] = {
         "text": bodinho.TEXTS,
+        "masked": bodinho.TEXTS,
         "chat": bodinho.CHATS,
         "pair": bodinho.PAIRS,
+        "prompt": bodinho.PAIRS,
         "question": bodinho.QUESTIONS,
     }
     if split not in makers[kind]:
@@ -113,11 +117,11 @@ def _bodinho(kind: Kind, split: str, key: str, conditions: bodinho.Conditions) -
         yield f"bodinho {split} row {number}", fields
 
 
-def _file(path: Path, kind: Kind, key: str, columns: Columns | None) -> Sequence[Record]:
+def _file(path: Path, kind: RowKind, key: str, columns: Columns | None) -> Sequence[Record]:
     if path.suffix == ".parquet":
         return _ParquetRecords(path, key, columns)
     if path.suffix == TEXT_FILE:
-        if kind != "text":
+        if kind not in OF_TEXT:
             raise BadInput(
                 f"{key}: {path} holds plain text, without the fields of rows; expected a "
                 f"{_files(kind)} file"
@@ -246,7 +250,7 @@ class _HubRecords(_OnDisk):
     def __init__(
         self,
         path: str,
-        kind: Kind,
+        kind: RowKind,
         split: str,
         revision: str | None,
         key: str,
@@ -276,13 +280,13 @@ class _HubRecords(_OnDisk):
             yield f"{self.name} row {number}", row
 
 
-def _files(kind: Kind) -> str:
+def _files(kind: RowKind) -> str:
     """The files that rows of a kind are read from, as a complaint lists them."""
-    *most, last = (name for name in ROWS_FILES if kind == "text" or name != TEXT_FILE)
+    *most, last = (name for name in ROWS_FILES if kind in OF_TEXT or name != TEXT_FILE)
     return f"{', '.join(most)} or {last}"
 
 
-def _unreached(path: str, kind: Kind, split: str, key: str, error: Exception) -> str:
+def _unreached(path: str, kind: RowKind, split: str, key: str, error: Exception) -> str:
     """Why a data set could not be loaded, and what to do about it."""
     first = str(error.__cause__ or error).strip().split("\n")[0]
     if first.startswith("Unknown split"):

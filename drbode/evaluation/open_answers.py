@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from drbode import record
-from drbode.config import BODINHO, BadInput, BenchmarkConfig, TrainConfig
+from drbode.config import BODINHO, BadInput, BenchmarkConfig, OpenConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.answers import gold_score, keeps_content, measures
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Pair, Prompt, parse_pair, parse_prompt
-from drbode.data.steps import prompt_columns, read_rows
+from drbode.data.splits import prompt_columns, read_rows
 from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.evaluation.statistics import paired, wilson, win_rate
 from drbode.models.base import Policy
@@ -111,26 +111,29 @@ def load_prompts(config: BenchmarkConfig, conditions: Conditions = "default") ->
     return _prompts(records, "prompt", config.questions)
 
 
-def held_out_prompts(asked: TrainConfig, renderer: Renderer) -> OpenPrompts | None:
-    """What a run asks its policy: prompts that none of its stages has trained on.
+def held_out_prompts(
+    stage: Stage,
+    block: StageConfig,
+    config: OpenConfig,
+    seed: int,
+    conditions: Conditions,
+    renderer: Renderer,
+) -> OpenPrompts | None:
+    """What a run asks its policy: prompts of the stage's source that no stage has trained on.
 
-    Of bodinho the test split, else the validation rows of the first stage of preferences, but for
-    those too long to be answered. None where no stage is one, or nothing is held out.
+    Of bodinho the test split, else the stage's validation rows, but for those too long to be
+    answered. None where nothing is held out.
     """
-    stage, conditions = asked.aligning, asked.data.conditions
-    if stage is None or not asked.open.prompts:
-        return None
-    block = asked.stage(stage)
     if block.data.path == BODINHO:
         rows = sources.read("pair", BODINHO, "test", None, "benchmark.path", conditions)
     else:
         columns = prompt_columns(block.data.column)
-        _, rows = read_rows("pair", columns, stage, block, asked.seed, conditions)
-    room = renderer.max_length - asked.open.max_new_tokens
+        _, rows = read_rows("prompt", columns, stage, block, seed, conditions)
+    room = renderer.max_length - config.max_new_tokens
     found = _prompts(
         rows,
         block.data.column,
-        asked.open.prompts,
+        config.prompts,
         lambda prompt: len(renderer.prompt(prompt.messages)) <= room,
     )
     return found if found.asked else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drbode import record
-from drbode.config import BenchmarkConfig, Stage
+from drbode.config import BenchmarkConfig
 from drbode.data.prompts import Renderer
 from drbode.evaluation import forgetting, multiple_choice, open_answers
 from drbode.evaluation.forgetting import General, Known
@@ -15,6 +15,7 @@ from drbode.evaluation.open_answers import Interview
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.record import Measured
 
 BASE = "base"
 
@@ -43,9 +44,12 @@ class Progression:
     def accuracy(self, policy: Policy) -> float:
         return float(multiple_choice.summarise(self.answer(policy))["accuracy"])
 
-    def ask(self, after: Stage | str, policy: Policy) -> None:
-        """Asks everything, and writes the answers. A reward model leaves the policy as it was."""
-        if after == "reward":
+    def ask(self, after: str, policy: Policy, unchanged: bool = False) -> None:
+        """Asks everything, and writes the answers; `unchanged`: they are those of the stage before.
+
+        `after` is a stage, or `BASE`.
+        """
+        if unchanged:
             self.answers[after] = next(reversed(self.answers.values()))
             self.known[after] = next(reversed(self.known.values()))
         else:
@@ -56,20 +60,20 @@ class Progression:
         rows = [answer.as_row() for answer in self.answers[after]]
         record.write_jsonl(self.folder / "benchmark" / f"{after}.jsonl", rows)
 
-    def result(self, after: Stage | str) -> dict[str, Any]:
+    def result(self, after: str) -> Measured:
         """What came of the questions after a stage, against the base and the stage before it."""
-        answers, known = self.answers[after], self.known[after]
-        found: dict[str, Any] = {"summary": multiple_choice.summarise(answers, self.unclean)}
-        found["cost"] = multiple_choice.cost(answers)
-        found["forgetting"] = forgetting.summarise(self.known[BASE], known)
+        answers = self.answers[after]
+        measured = Measured(
+            summary=multiple_choice.summarise(answers, self.unclean),
+            cost=multiple_choice.cost(answers),
+            forgetting=forgetting.summarise(self.known[BASE], self.known[after]),
+        )
         if after != BASE:
             names = list(self.answers)
-            before = self.answers[names[names.index(after) - 1]]
-            found["against_base"] = multiple_choice.compare(
-                self.answers[BASE], answers, self.unclean
-            )
-            found["against_before"] = multiple_choice.compare(before, answers, self.unclean)
-        return found
+            base, before = (self.answers[n] for n in (BASE, names[names.index(after) - 1]))
+            measured.against_base = multiple_choice.compare(base, answers, self.unclean)
+            measured.against_before = multiple_choice.compare(before, answers, self.unclean)
+        return measured
 
     def opened(self, reward: RewardModel | None, policy: Policy) -> Mapping[str, dict[str, Any]]:
         """What came of the open answers so far, each stage's; a reward model scores all alike."""

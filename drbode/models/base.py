@@ -446,11 +446,11 @@ def base_of(model: ModelConfig) -> tuple[ModelConfig, int] | None:
         return dataclasses.replace(model, path=path), 0
     folder = Path(model.path).resolve()
     run = read_record(folder.parent)
-    if run is None or folder.name not in run.get("stages", {}):
+    if run is None or folder.name not in run.stages:
         return None
-    before = run["config"]["model"]
+    before = run.config["model"]
     same = {key: before[key] for key in ("path", "revision", "init")}
-    return dataclasses.replace(model, **same), run["config"]["seed"]
+    return dataclasses.replace(model, **same), run.config["seed"]
 
 
 @contextmanager

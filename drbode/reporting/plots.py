@@ -1,7 +1,7 @@
 """Plots of one run."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ STYLES: dict[str, dict[str, Any]] = {
 LOSSES = {"dpo": "loss of a pair", "reward": "loss of a pair (nats)", "ppo": "loss of a token"}
 
 
-def reward_hacking(metrics: Path, target: Path) -> None:
-    """What a stage ppo optimised, and what it was for, against its distance from the reference.
+def reward_hacking(metrics: Path, stages: Collection[str], target: Path) -> None:
+    """What stages optimised, and what it was for, against their distance from the reference.
 
     The proxy is the reward model's score, gold the rule behind the preferences; where gold turns
     down while the proxy goes on rising, the reward is hacked. The distance is sqrt(KL), in which
@@ -28,7 +28,7 @@ def reward_hacking(metrics: Path, target: Path) -> None:
     seen: dict[str, dict[str, list[float]]] = {}
     with metrics.open(newline="") as file:
         for row in csv.DictReader(file):
-            if row["stage"] == "ppo" and row["split"] in ("rollouts", "validation"):
+            if row["stage"] in stages and row["split"] in ("rollouts", "validation"):
                 seen.setdefault(row["split"], {}).setdefault(row["name"], []).append(
                     float(row["value"])
                 )

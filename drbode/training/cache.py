@@ -1,6 +1,7 @@
 """Finished stages by their content, so that the runs of a sweep train a common stage once."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from drbode.config import BadInput
 from drbode.models.base import read_tensors
-from drbode.record import append, exclusive, whole, write_json
+from drbode.record import StageResult, append, exclusive, whole, write_json
 from drbode.training.callbacks import COLUMNS
-from drbode.training.stages import LAST, StageResult
+from drbode.training.stages import LAST
 
 
 class Entry:
@@ -46,7 +47,7 @@ class Entry:
             kept = csv.DictWriter(file, COLUMNS)
             kept.writeheader()
             kept.writerows(rows)
-        write_json(self.folder / "result.json", result.as_dict())
+        write_json(self.folder / "result.json", dataclasses.asdict(result))
 
     def bring(self, checkpoints: Path, metrics: Path) -> None:
         """Puts what is kept where the stage would have left it."""

@@ -1,4 +1,4 @@
-"""Stage `dpo`: direct preference optimization against the policy as it was (T15)."""
+"""Stage `dpo`: direct preference optimization against the policy as it was."""
 
 import inspect
 from functools import partial
@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from drbode.config import LOSSES, BadInput, DpoConfig, load_function, loss_traits, one_of
+from drbode.data.splits import Split
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.generation import generate
 from drbode.objectives.dpo import Loss, Pairs, dpo_loss, mean_nll, pair_metrics
+from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums, TrainingModule, own_draws
+from drbode.training.reference import with_reference
 
 # Nats a token that the chosen answers may lose since the stage began before it is said.
 FAR = 0.5
@@ -99,6 +103,27 @@ class DPOModule(TrainingModule):
             before = self.policy.under(self.start, partial(self.policy.logps, **inputs))
             total += float((now - before).sum())
         return total / len(trees)
+
+
+def build(context: StageContext[DpoConfig]) -> Training:
+    """The reference's logps are computed here, once, where the loss reads them."""
+    config = context.config
+    train, validation = context.train, context.validation
+    if loss_traits(config.loss).needs_reference:
+        train = _with_reference(context, train)
+        validation = None if validation is None else _with_reference(context, validation)
+    loader = StepLoader(train.trees, config, context.run.seed)
+    prompted = [] if validation is None else validation.trees[: config.kl_prompts]
+    module = DPOModule(prompts=[t.prompt for t in prompted], **context.module_options(len(loader)))
+    return Training(loader, module, packed(validation, config.max_tokens))
+
+
+def _with_reference(context: StageContext[DpoConfig], split: Split) -> Split:
+    run = context.run
+    base = run.base if context.config.reference == "base" else None
+    return with_reference(
+        context.policy, split, context.config.max_tokens, run.machine, run.cache, base
+    )
 
 
 def preference_loss(config: DpoConfig) -> Loss:

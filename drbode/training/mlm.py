@@ -1,13 +1,16 @@
-"""Stage `mlm`: masked language modelling of an encoder, with next sentence prediction (T2, T3)."""
+"""Stage `mlm`: masked language modelling of an encoder, with next sentence prediction."""
 
 import math
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from drbode.config import MlmConfig
-from drbode.data.masking import MaskedTrees
+from drbode.data.masking import MaskedSteps, MaskedTrees, held_out_batches, masker, plain
 from drbode.models.heads import next_sentence_logits
 from drbode.models.pseudo import pseudo_logps
 from drbode.objectives.mlm import mlm_loss, nsp_loss
+from drbode.training.context import StageContext, Training
 from drbode.training.module import Sums, TrainingModule
 
 
@@ -45,3 +48,16 @@ class MLMModule(TrainingModule):
             found = pseudo_logps(self.policy, scored, self.config.max_tokens)
         logps = [logp for own in found for logp in own]
         return {"pseudo_perplexity": math.exp(-sum(logps) / len(logps))}
+
+
+def build(context: StageContext[MlmConfig]) -> Training:
+    config, seed = context.config, context.run.seed
+    masks = masker(context.policy.tokenizer, config)
+    loader = MaskedSteps(context.train.trees, config, seed, masks)
+    rows = [] if context.validation is None else context.validation.trees
+    texts = [plain(tree) for tree in rows[: config.pseudo_perplexity_rows]]
+    module = MLMModule(texts=texts, **context.module_options(len(loader)))
+    if not rows:
+        return Training(loader, module, None)
+    batches = held_out_batches(rows, config.max_tokens, masks, seed)
+    return Training(loader, module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]

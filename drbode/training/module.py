@@ -18,6 +18,7 @@ from drbode.config import Optimizer, Stage, StageConfig
 from drbode.data.steps import Step
 from drbode.data.trees import Trees
 from drbode.models.base import Policy
+from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
 
 LOG_EVERY = 10  # steps that a logged training metric is averaged over
@@ -77,6 +78,12 @@ class TrainingModule(lightning.LightningModule, ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """What the optimizer moves, by the names it has in a checkpoint."""
         return {f"policy.network.{name}": p for name, p in self.policy.trainable().items()}
+
+    validates_first = False  # whether held-out rows are looked at before the first step
+
+    def reward_model(self) -> RewardModel | None:
+        """The reward model that was trained, apart from the policy, if one was."""
+        return None
 
     @abstractmethod
     def sums(self, batch: Any) -> Sums:

@@ -1,6 +1,5 @@
-"""Stage `ppo`: the policy is optimised on scores of its own answers, near a reference (T13)."""
+"""Stage `ppo`: the policy is optimised on scores of its own answers, near a reference."""
 
-import importlib
 import json
 import math
 import random
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drbode.config import BadInput, PpoConfig
+from drbode.config import OWN_REWARD, BadInput, PpoConfig, is_function, load_function
 from drbode.data.answers import gold_score, keeps_content, measures
 from drbode.data.steps import Step, StepLoader
 from drbode.data.trees import Completion, Tree, Trees, pack, within
+from drbode.models.base import Policy
 from drbode.models.generation import Generated, generate
-from drbode.models.heads import RewardModel
+from drbode.models.heads import RewardModel, load_reward_model
 from drbode.objectives.logps import token_logps
 from drbode.objectives.ppo import (
     Rollouts,
@@ -28,6 +28,7 @@ from drbode.objectives.ppo import (
     kl_k1,
 )
 from drbode.record import append, whole
+from drbode.training.context import StageContext, Training, in_order
 from drbode.training.module import Sums, TrainingModule, own_draws
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
@@ -375,21 +376,39 @@ class PPOModule(TrainingModule):
         self._shuffle.set_state(ours["shuffle"].cpu())
 
 
-def score_function(name: str, key: str) -> Score:
-    """The Python function `module:function`, which gives each answer's score.
+def build(context: StageContext[PpoConfig]) -> Training:
+    config, validation = context.config, context.validation
+    loader = Prompts(context.train.trees, config, context.run.seed)
+    module = PPOModule(
+        reward=score_of(config.reward, context.policy, context.run.reward),
+        probe=context.run.probe,
+        table=context.run.folder / "rollouts.jsonl",
+        **context.module_options(len(loader) * updates(config)),
+    )
+    # The first prompts that are held out, as many as an iteration has.
+    held_out = None if validation is None else in_order([validation.trees[: config.rollouts]])
+    return Training(loader, module, held_out)
 
-    It is called with a list of prompts, as the model sees them, and a list of answers. Raises
-    BadInput where it is not to be had.
+
+def score_of(reward: str, policy: Policy, own: RewardModel | None) -> RewardModel | Score:
+    """What rollouts are scored by: the run's own reward model, one in a folder, or a function.
+
+    A function is called with a list of prompts, as the model sees them, and a list of answers.
+    Raises BadInput where it is not to be had.
     """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(
-            f"{key}: {name} could not be imported ({error}); expected `reward`, a folder that a "
-            "stage reward left, or module:function"
-        ) from None
-    return found  # type: ignore[no-any-return]
+    if reward == OWN_REWARD:
+        assert own is not None, "one of the rules"
+        return own
+    if is_function(reward):
+        expected = "reward, a folder that a stage reward left, or module:function"
+        return load_function(reward, "ppo.reward", expected)
+    return load_reward_model(policy, Path(reward), "ppo.reward")
+
+
+def check(policy: Policy, config: PpoConfig) -> None:
+    """Raises BadInput, before any stage is trained, where what scores rollouts is not to be had."""
+    if config.reward != OWN_REWARD:
+        score_of(config.reward, policy, None)
 
 
 def _checked(scores: Sequence[float], answers: int) -> Tensor:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drbode.data.steps import Split
+from drbode.data.splits import Split
 from drbode.data.trees import Forest, Tree, pack, within
 from drbode.models.base import Policy, read_tensors
 from drbode.models.machine import Machine

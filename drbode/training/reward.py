@@ -1,4 +1,4 @@
-"""Stage `reward`: a reward model on the policy's network (T12)."""
+"""Stage `reward`: a reward model on the policy's network."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from drbode.config import RewardConfig
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Trees
 from drbode.models.heads import RewardModel, score
 from drbode.objectives.reward import (
@@ -13,6 +14,7 @@ from drbode.objectives.reward import (
     preference_accuracy,
     preference_probability,
 )
+from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums, TrainingModule
 
 BINS = 10  # of the calibration error, over probabilities from 0.5 to 1
@@ -73,3 +75,9 @@ class RewardModule(TrainingModule):
         """What was trained, apart from the policy, which trains on."""
         state = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
         return RewardModel(state, self.head.detach().clone())
+
+
+def build(context: StageContext[RewardConfig]) -> Training:
+    loader = StepLoader(context.train.trees, context.config, context.run.seed)
+    module = RewardModule(**context.module_options(len(loader)))
+    return Training(loader, module, packed(context.validation, context.config.max_tokens))

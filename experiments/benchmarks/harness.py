@@ -497,11 +497,13 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
     from lightning.pytorch.loggers.logger import Logger
 
     from drbode.config import TrainerConfig
-    from drbode.data.steps import Ledger, Split
+    from drbode.data.splits import Ledger, Split
     from drbode.models.base import Policy
     from drbode.models.machine import Machine, keep_memory
     from drbode.models.methods import wrap
-    from drbode.training import module, stages
+    from drbode.training import dpo, module
+    from drbode.training.context import RunContext, StageContext
+    from drbode.training.stages import run_stage
 
     losses: list[float] = []
 
@@ -528,36 +530,38 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
     wrap(policy, settings)
     start(policy.network.to(setting.device))
     trees = work.trees(setting)
-    _time(module.TrainingModule, stages, clock)
+    _time(module.TrainingModule, dpo, clock)
     module.LOG_EVERY = 1
     clock.loaded()
-    stages.run_stage(
-        policy,
-        work.stage,
-        settings.stage(work.stage),
-        Split(trees, Ledger()),
-        None,
-        stages.Surroundings(
-            seed=SEED,
-            machine=machine,
-            trainer=TrainerConfig(setting.device, machine.precision, "auto", False, False),
-            loggers=[Kept()],
-            end=END,
-            folder=folder,
-            cache=folder / "cache",
-            base={},
-            probe=lambda: 0.0,
-            reward=None,
-        ),
-        folder=folder / "checkpoints",
-        step_offset=0,
+    run_stage(
+        StageContext(
+            policy,
+            work.stage,
+            settings.stage(work.stage),
+            Split(trees, Ledger()),
+            None,
+            RunContext(
+                seed=SEED,
+                machine=machine,
+                trainer=TrainerConfig(setting.device, machine.precision, "auto", False, False),
+                loggers=[Kept()],
+                end=END,
+                folder=folder,
+                cache=folder / "cache",
+                base={},
+                probe=lambda: 0.0,
+                reward=None,
+            ),
+            folder=folder / "checkpoints",
+            step_offset=0,
+        )
     )
     return losses
 
 
-def _time(module: Any, stages: Any, clock: Clock) -> None:
+def _time(module: Any, dpo: Any, clock: Clock) -> None:
     """Puts the clock around drbode's steps, and around its pass over the reference."""
-    begin, step, referred = module.on_train_start, module.training_step, stages.with_reference
+    begin, step, referred = module.on_train_start, module.training_step, dpo.with_reference
 
     def on_train_start(self: Any) -> None:
         begin(self)
@@ -572,7 +576,7 @@ def _time(module: Any, stages: Any, clock: Clock) -> None:
             return referred(*arguments)
 
     module.on_train_start, module.training_step = on_train_start, training_step
-    stages.with_reference = with_reference
+    dpo.with_reference = with_reference
 
 
 def run_arm(work: Work, arm: str, setting: Setting, folder: Path, began: float) -> Run:

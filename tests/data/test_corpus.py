@@ -22,10 +22,10 @@ from drbode.data.corpus import Cut, pieces, tokenised
 from drbode.data.prompts import Renderer
 from drbode.data.replay import TextSteps
 from drbode.data.rows import parse_question
-from drbode.data.steps import load_splits
+from drbode.data.splits import StageRows
 from drbode.data.trees import Completion, Tree, pack
 from drbode.models.base import Policy, bodinho_folder
-from drbode.training.clm import TextModule
+from drbode.training.cpt import CPTModule
 from tests.conftest import VOCABULARY, asked, tiny
 
 TEXTS = ["A dengue é uma doença. " * n for n in (1, 9, 3, 5, 2)] + ["Não há ação sem pão."]
@@ -185,7 +185,7 @@ def test_files_of_every_kind_hold_the_same_texts(tokenizer: Any, tmp_path: Path)
     renderer = Renderer(tokenizer, 64)
     for kind in ("txt", "parquet", "jsonl"):
         block = cpt(data_path=str(tmp_path / f"a.{kind}"), data_validation_share=0.0)
-        split, _ = load_splits("cpt", block, renderer, 0, tmp_path)
+        split, _ = StageRows("cpt", block, renderer, 0, tmp_path).splits()
         assert [tree.completions[0].ids for tree in split.trees] == renderer.texts(texts)
     records = read(str(tmp_path / "a.txt"))
     assert [where.rpartition(" ")[2] for where, _ in records] == ["3", "7", "9"]
@@ -218,7 +218,7 @@ def loader(tmp_path: Path, tokenizer: Any, **changes: Any) -> TextSteps:
         global_batch_size=4,
         **changes,
     )
-    split, _ = load_splits("cpt", block, Renderer(tokenizer, 16), 0, tmp_path)
+    split, _ = StageRows("cpt", block, Renderer(tokenizer, 16), 0, tmp_path).splits()
     return TextSteps(split, block, seed=0)
 
 
@@ -271,7 +271,9 @@ def test_replayed_text_is_checked_against_the_benchmark(tokenizer: Any, tmp_path
     )
 
     def loaded(check: Check | None) -> Any:
-        split, _ = load_splits("cpt", block, Renderer(tokenizer, 16), 0, tmp_path, check=check)
+        split, _ = StageRows(
+            "cpt", block, Renderer(tokenizer, 16), 0, tmp_path, check=check
+        ).splits()
         return split
 
     check = Check([question], "drop")
@@ -324,7 +326,7 @@ def test_near_duplicates_are_dropped_also_of_what_is_held_out(
     path = write(tmp_path / "a.jsonl", [words(0), words(1000), words(0) + " fim", words(2000)])
     held_out = write(tmp_path / "b.jsonl", [words(2000)])
     block = cpt(data_path=path, data_validation_path=held_out, near_duplicates=0.8)
-    train, validation = load_splits("cpt", block, Renderer(tokenizer, 2048), 0, tmp_path)
+    train, validation = StageRows("cpt", block, Renderer(tokenizer, 2048), 0, tmp_path).splits()
     assert validation is not None
     assert (train.ledger.rows, train.ledger.sequences) == (4, 2)
     assert train.ledger.dropped == {"nearly repeats another": 2}
@@ -349,9 +351,9 @@ def bits_per_byte(tokenizer: Any, nats: dict[int, float], texts: list[str], path
         data_validation_path=write(path / "v.jsonl", texts),
         stride=1,
     )
-    _, held_out = load_splits("cpt", block, Renderer(tokenizer, 8), 0, path)
+    _, held_out = StageRows("cpt", block, Renderer(tokenizer, 8), 0, path).splits()
     assert held_out is not None
-    module = TextModule(
+    module = CPTModule(
         Uniform(nats),
         "cpt",
         block,
@@ -385,4 +387,4 @@ def test_bits_per_byte_are_those_of_the_text_whatever_the_tokens(tmp_path: Path)
 def test_a_stride_as_long_as_a_piece_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     block = cpt(data_path=write(tmp_path / "a.jsonl", TEXTS), stride=16)
     with pytest.raises(BadInput, match=r"cpt.stride: expected less than the 16 tokens"):
-        load_splits("cpt", block, Renderer(tokenizer, 16), 0, tmp_path)
+        StageRows("cpt", block, Renderer(tokenizer, 16), 0, tmp_path).splits()

@@ -11,7 +11,7 @@ from drbode import config
 from drbode.config import BadInput, TrainConfig
 from drbode.data import sources
 from drbode.data.prompts import Renderer
-from drbode.data.steps import load_splits
+from drbode.data.splits import StageRows
 from drbode.evaluation.multiple_choice import load_benchmark
 from tests.data.test_steps import Words
 
@@ -111,9 +111,9 @@ def test_every_stage_reads_its_set_and_only_the_columns_it_needs(
         return digest(records)
 
     monkeypatch.setattr(sources, "digest", watched)
-    train, validation = load_splits(
+    train, validation = StageRows(
         stage, run.stage(stage), Renderer(Words(), 64), seed=0, cache=tmp_path
-    )
+    ).splits()
     assert validation is not None
     assert (train.ledger.rows, validation.ledger.rows) == (3, 1)
     wanted = {"data"} if stage == "sft" else {"prompt", "chosen", "rejected"}
@@ -146,7 +146,7 @@ def test_a_missing_column_is_named_beside_those_there(
     path += "/train-00000.parquet" if kind == "file" else ""
     run = asked(f"stages=[{stage}]", f"{stage}.data.path={path}")
     with pytest.raises(BadInput) as caught:
-        load_splits(stage, run.stage(stage), Renderer(Words(), 64), seed=0, cache=tmp_path)
+        StageRows(stage, run.stage(stage), Renderer(Words(), 64), seed=0, cache=tmp_path).splits()
     expected = f"{stage}.data.path: {path} has no column {missing}; expected "
     assert str(caught.value).startswith(expected)
     assert str(caught.value).endswith(f"found {found}")

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from drbode import config
 from drbode.config import BadInput, StageConfig
 from drbode.data.prompts import Renderer
-from drbode.data.steps import StepLoader, load_splits
+from drbode.data.splits import StageRows
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import bodinho_folder
 
@@ -100,7 +101,9 @@ def test_the_ledger_says_what_became_of_the_rows(tmp_path: Any) -> None:
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     block = stage(data_path=str(tmp_path / "rows.jsonl"), data_validation_share=0.0)
-    train, validation = load_splits("sft", block, Renderer(Words(), 20), seed=0, cache=tmp_path)
+    train, validation = StageRows(
+        "sft", block, Renderer(Words(), 20), seed=0, cache=tmp_path
+    ).splits()
     assert validation is None
     ledger = train.ledger
     assert (ledger.rows, ledger.sequences, ledger.cut) == (3, 2, 0)
@@ -109,7 +112,7 @@ def test_the_ledger_says_what_became_of_the_rows(tmp_path: Any) -> None:
     assert ledger.tokens == (5 + 4) + (4 + 2)  # uxx$a yyy$ and ux$a y$
     assert ledger.ends_supervised == 1.0
     with pytest.raises(BadInput, match=r"no supervised token is left .*3 longer than 3 tokens"):
-        load_splits("sft", block, Renderer(Words(), 3), seed=0, cache=tmp_path)
+        StageRows("sft", block, Renderer(Words(), 3), seed=0, cache=tmp_path).splits()
 
 
 def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> None:
@@ -117,7 +120,7 @@ def test_validation_rows_are_held_out_of_the_training_rows(tmp_path: Any) -> Non
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     block = stage("cpt", data_path=str(tmp_path / "rows.jsonl"), data_validation_share=0.25)
     renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
-    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
+    train, validation = StageRows("cpt", block, renderer, seed=0, cache=tmp_path).splits()
     assert validation is not None
     assert (train.ledger.rows, validation.ledger.rows) == (30, 10)
     told = [{tuple(t.completions[0].ids) for t in split.trees} for split in (train, validation)]
@@ -131,7 +134,7 @@ def test_of_many_validation_rows_a_sample_is_taken(own_file: bool, tmp_path: Any
     source = {"data_validation_path": str(path)} if own_file else {"data_validation_share": 0.5}
     block = stage("cpt", data_path=str(path), data_validation_rows=6, **source)
     renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
-    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
+    train, validation = StageRows("cpt", block, renderer, seed=0, cache=tmp_path).splits()
     assert validation is not None
     assert validation.ledger.rows == 6
     assert train.ledger.rows == (40 if own_file else 34)  # what is not held out is trained on
@@ -141,6 +144,6 @@ def test_a_single_row_is_trained_on_and_not_held_out(tmp_path: Any) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "only one"}')
     block = stage("cpt", data_path=str(tmp_path / "rows.jsonl"))
     renderer = Renderer(AutoTokenizer.from_pretrained(bodinho_folder()), 64)
-    train, validation = load_splits("cpt", block, renderer, seed=0, cache=tmp_path)
+    train, validation = StageRows("cpt", block, renderer, seed=0, cache=tmp_path).splits()
     assert train.ledger.rows == 1
     assert validation is None

@@ -14,7 +14,7 @@ from drbode.config import BadInput
 from drbode.data.bodinho import PAIRS
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Pair, Prompt
-from drbode.data.steps import prompt_columns, read_rows
+from drbode.data.splits import prompt_columns, read_rows
 from drbode.evaluation.open_answers import (
     Asked,
     Interview,
@@ -22,7 +22,6 @@ from drbode.evaluation.open_answers import (
     OpenPrompts,
     answer,
     compare,
-    held_out_prompts,
     load_prompts,
     progression,
     prompt_text,
@@ -33,6 +32,7 @@ from drbode.evaluation.open_answers import (
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.session.prepare import open_prompts
 from tests.conftest import asked
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
@@ -227,7 +227,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_line(
 def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Path) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     words = (stages, "ppo.reward=drbode.data.answers:gold_score") if "ppo" in stages else (stages,)
-    own = held_out_prompts(asked(*words, "open.prompts=20"), renderer)
+    own = open_prompts(asked(*words, "open.prompts=20"), renderer)
     assert own is not None
     test = {row["prompt"] for row in PAIRS["test"]()}
     assert len(own.asked) == 20
@@ -238,7 +238,7 @@ def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Pat
     path = write(tmp_path / "x.jsonl", rows)
     words = (*words, f"{stage}.data.path={path}", f"{stage}.data.validation_share=0.5")
     run = asked(*words)
-    found = held_out_prompts(run, renderer)
+    found = open_prompts(run, renderer)
     assert found is not None
     trained, held = read_rows(
         "pair", prompt_columns("prompt"), stage, run.stage(stage), run.seed, "default"
@@ -261,4 +261,4 @@ def test_a_run_without_preferences_or_rows_held_out_asks_nothing(
         ("stages=dpo", "open.prompts=0"),
         ("stages=dpo", *unheld),
     ):
-        assert held_out_prompts(asked(*words), renderer) is None
+        assert open_prompts(asked(*words), renderer) is None

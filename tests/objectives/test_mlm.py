@@ -24,7 +24,7 @@ from drbode.data.masking import (
 )
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_question
-from drbode.data.steps import Ledger, Split
+from drbode.data.splits import Ledger, Split
 from drbode.data.trees import Completion, Forest, Tree
 from drbode.evaluation import multiple_choice
 from drbode.models.base import Policy, load_policy, shipped_folder
@@ -33,9 +33,10 @@ from drbode.models.methods import wrap
 from drbode.models.pseudo import pseudo_logps
 from drbode.objectives.logps import token_logps
 from drbode.objectives.mlm import mask_tokens, mlm_loss, nsp_loss
+from drbode.training.context import StageContext
 from drbode.training.mlm import MLMModule
 from drbode.training.stages import run_stage
-from tests.conftest import VOCABULARY, asked, surroundings, tiny
+from tests.conftest import VOCABULARY, asked, run_context, tiny
 
 MASK, START, END = 96, 95, 94
 SPECIAL = {MASK, START, END, 93}
@@ -338,14 +339,16 @@ def run(made: Policy, stage: MlmConfig, folder: Path, held_out: bool = True) -> 
     segments = 2 if stage.nsp else 1
     validation = Split(rows(6, segments, seed=1), Ledger()) if held_out else None
     return run_stage(
-        made,
-        "mlm",
-        stage,
-        Split(rows(20, segments), Ledger()),
-        validation,
-        surroundings(folder),
-        folder=folder / "checkpoints",
-        step_offset=0,
+        StageContext(
+            made,
+            "mlm",
+            stage,
+            Split(rows(20, segments), Ledger()),
+            validation,
+            run_context(folder),
+            folder=folder / "checkpoints",
+            step_offset=0,
+        )
     )[0]
 
 
@@ -382,14 +385,16 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     one = [Tree([START], [Completion([i] * 8 + [END], [True] * 8 + [False])]) for i in range(40)]
     split = Split(Forest(one), Ledger())
     result = run_stage(
-        made,
-        "mlm",
-        block(epochs=30, learning_rate=1e-2),
-        split,
-        split,
-        surroundings(tmp_path),
-        folder=tmp_path / "checkpoints",
-        step_offset=0,
+        StageContext(
+            made,
+            "mlm",
+            block(epochs=30, learning_rate=1e-2),
+            split,
+            split,
+            run_context(tmp_path),
+            folder=tmp_path / "checkpoints",
+            step_offset=0,
+        )
     )[0]
     assert result.validation_loss is not None
     assert result.validation_loss < 1 < math.log(VOCABULARY)

@@ -14,7 +14,7 @@ from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training.curation import difficulty
-from tests.conftest import NO_GENERAL, asked, surroundings, tiny, words
+from tests.conftest import NO_GENERAL, asked, run_context, tiny, words
 
 
 def tree(prompt: list[int], answer: list[int], learned: int | None = None) -> Tree:
@@ -46,7 +46,7 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
     policy = Policy(tiny("qwen3"), words())
     wrap(policy, asked("lora.dropout=0.5"))
     policy.network.train()
-    machine = surroundings(tmp_path).machine
+    machine = run_context(tmp_path).machine
     found = difficulty(policy, iter(rows), 4096, machine)
     assert [one.answered for one in found] == [True, False, False, True]
     for row, one in zip(rows, found, strict=True):

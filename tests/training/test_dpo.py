@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from drbode.config import Method, StageConfig
-from drbode.data.steps import Ledger, Split
+from drbode.data.splits import Ledger, Split
 from drbode.data.trees import Completion, Tree, pack
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import dpo, reference
 from drbode.training import module as training
+from drbode.training.context import StageContext
 from drbode.training.stages import StageResult, run_stage
-from tests.conftest import asked, surroundings, tiny, words
+from tests.conftest import asked, run_context, tiny, words
 
 LN2 = 0.693147
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
@@ -76,14 +77,16 @@ def run(
     **around: Any,
 ) -> StageResult:
     return run_stage(
-        made,
-        name,
-        config,
-        pairs(),
-        validation,
-        surroundings(folder, **around),
-        folder=folder / "checkpoints" / name,
-        step_offset=0,
+        StageContext(
+            made,
+            name,
+            config,
+            pairs(),
+            validation,
+            run_context(folder, **around),
+            folder=folder / "checkpoints" / name,
+            step_offset=0,
+        )
     )[0]
 
 
@@ -141,7 +144,7 @@ def test_the_base_as_reference_is_another_one_after_sft(method: Method, tmp_path
     run(made, dpo_stage(steps=1, reference="base"), tmp_path / "dpo", base=base)
     loss = logged(tmp_path / "dpo", "train", "loss")[0][1]
     assert abs(loss - LN2) > 0.01
-    own = surroundings(tmp_path / "dpo")
+    own = run_context(tmp_path / "dpo")
     split = reference.with_reference(made, pairs(), 100, own.machine, own.cache, base)
     batch = pack(pairs().trees)
     with torch.no_grad():
@@ -169,7 +172,7 @@ def test_a_reference_is_paid_for_once_over_beta_and_anew_for_what_it_depends_on(
 def test_a_reference_is_another_one_under_other_weights_or_for_other_pairs(
     passes: list[int], tmp_path: Path
 ) -> None:
-    own = surroundings(tmp_path)
+    own = run_context(tmp_path)
 
     def refer(made: Policy, split: Split | None = None) -> None:
         reference.with_reference(made, split or pairs(), 100, own.machine, own.cache)

@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from drbode.config import BadInput, PpoConfig
-from drbode.data.steps import Ledger, Split
+from drbode.data.splits import Ledger, Split
 from drbode.data.trees import Tree, pack
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.methods import wrap
 from drbode.objectives.ppo import adapted_beta
 from drbode.training import module as training
+from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
 from drbode.training.stages import StageResult, run_stage
-from tests.conftest import asked, surroundings, tiny, words
+from tests.conftest import asked, run_context, tiny, words
 
 TREES = [Tree([1, 2, n], []) for n in range(10)]
 PPO = replace(asked().ppo, rollouts=4, global_batch_size=2, inner_epochs=3)
@@ -86,14 +87,16 @@ def run(
     **around: Any,
 ) -> StageResult:
     return run_stage(
-        made,
-        "ppo",
-        config,
-        prompts(),
-        validation,
-        surroundings(folder, **around),
-        folder=folder / "checkpoints",
-        step_offset=7,
+        StageContext(
+            made,
+            "ppo",
+            config,
+            prompts(),
+            validation,
+            run_context(folder, **around),
+            folder=folder / "checkpoints",
+            step_offset=7,
+        )
     )[0]
 
 
@@ -113,7 +116,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
 
 def bare(config: PpoConfig, reward: Any, folder: Path) -> PPOModule:
     """The module without a trainer around it."""
-    own = surroundings(folder)
+    own = run_context(folder)
     return PPOModule(
         policy(),
         "ppo",

@@ -16,14 +16,15 @@ import torch
 from drbode.config import Method, RewardConfig
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Pair
-from drbode.data.steps import Ledger, Split
+from drbode.data.splits import Ledger, Split
 from drbode.data.trees import Tree, pack
 from drbode.models.base import Policy, bodinho_folder, load_policy
 from drbode.models.heads import RewardModel
 from drbode.models.methods import wrap
+from drbode.training.context import StageContext
 from drbode.training.reward import RewardModule
 from drbode.training.stages import StageResult, run_stage
-from tests.conftest import asked, surroundings
+from tests.conftest import asked, run_context
 
 # Plain transformers and peft: a score for each sequence, one at a time and padded in one batch.
 PLAIN = """
@@ -88,14 +89,16 @@ def reward_stage(**changes: Any) -> RewardConfig:
 def run(made: Policy, folder: Path, **changes: Any) -> tuple[StageResult, RewardModel]:
     split = pairs(made)
     result, reward = run_stage(
-        made,
-        "reward",
-        reward_stage(**changes),
-        split,
-        split,
-        surroundings(folder),
-        folder=folder / "checkpoints",
-        step_offset=0,
+        StageContext(
+            made,
+            "reward",
+            reward_stage(**changes),
+            split,
+            split,
+            run_context(folder),
+            folder=folder / "checkpoints",
+            step_offset=0,
+        )
     )
     assert reward is not None
     return result, reward
@@ -150,7 +153,7 @@ def test_it_leaves_the_policy_alone_and_loads_in_plain_transformers_and_peft(
 
 def test_accuracy_and_calibration_by_hand(tmp_path: Path) -> None:
     """Confidence 0.88 and 0.62 in two right and one wrong preference."""
-    own = surroundings(tmp_path)
+    own = run_context(tmp_path)
     made = RewardModule(
         policy("lora"), "reward", reward_stage(), steps=1, step_offset=0, machine=own.machine, end=1
     )
@@ -167,14 +170,16 @@ def test_held_out_accuracy_counts_pairs_and_not_batches(tmp_path: Path) -> None:
     for budget in (10_000, 1):
         own = policy("lora")
         result, _ = run_stage(
-            own,
-            "reward",
-            reward_stage(max_tokens=budget, steps=1),
-            split,
-            Split([_swapped(t) if n < 2 else t for n, t in enumerate(split.trees)], Ledger()),
-            surroundings(tmp_path / str(budget)),
-            folder=tmp_path / str(budget) / "checkpoints",
-            step_offset=0,
+            StageContext(
+                own,
+                "reward",
+                reward_stage(max_tokens=budget, steps=1),
+                split,
+                Split([_swapped(t) if n < 2 else t for n, t in enumerate(split.trees)], Ledger()),
+                run_context(tmp_path / str(budget)),
+                folder=tmp_path / str(budget) / "checkpoints",
+                step_offset=0,
+            )
         )
         found.append(result.measures)
     assert found[0]["accuracy"] == pytest.approx(0.6)

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from drbode.config import StageConfig
-from drbode.data.steps import Ledger, Split, StepLoader
+from drbode.data.splits import Ledger, Split
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import stages
+from drbode.training.context import StageContext
 from drbode.training.stages import restore_stage, run_stage
-from tests.conftest import VOCABULARY, asked, surroundings, tiny
+from tests.conftest import VOCABULARY, asked, run_context, tiny
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 
@@ -57,14 +59,16 @@ def run(
     made: Policy, stage: StageConfig, folder: Path, validation: Split | None = None
 ) -> stages.StageResult:
     return run_stage(
-        made,
-        "sft",
-        stage,
-        split(),
-        validation,
-        surroundings(folder),
-        folder=folder / "checkpoints",
-        step_offset=0,
+        StageContext(
+            made,
+            "sft",
+            stage,
+            split(),
+            validation,
+            run_context(folder),
+            folder=folder / "checkpoints",
+            step_offset=0,
+        )
     )[0]
 
 

@@ -21,13 +21,15 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from drbode.config import DataConfig, StageConfig
-from drbode.data.steps import Ledger, Split, StepLoader
+from drbode.data.splits import Ledger, Split
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training import module as training
+from drbode.training.context import StageContext
 from drbode.training.stages import LAST, run_stage
-from tests.conftest import asked, surroundings, tiny, words
+from tests.conftest import asked, run_context, tiny, words
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3
 WARMUP_STEPS = 2
@@ -111,14 +113,16 @@ def in_drbode(
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     kept = Kept()
     run_stage(
-        policy,
-        "sft",
-        STAGE,
-        Split(trees, Ledger()),
-        None,
-        surroundings(folder, seed=SEED, loggers=[kept]),
-        folder=folder,
-        step_offset=0,
+        StageContext(
+            policy,
+            "sft",
+            STAGE,
+            Split(trees, Ledger()),
+            None,
+            run_context(folder, seed=SEED, loggers=[kept]),
+            folder=folder,
+            step_offset=0,
+        )
     )
     assert (folder / LAST).is_file()
     return kept.steps, policy.state()

@@ -23,13 +23,15 @@ from transformers import Qwen3ForSequenceClassification
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from drbode.config import Stage, StageConfig
-from drbode.data.steps import Ledger, Split, StepLoader
+from drbode.data.splits import Ledger, Split
+from drbode.data.steps import StepLoader
 from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training import module as training
+from drbode.training.context import StageContext
 from drbode.training.stages import run_stage
-from tests.conftest import asked, surroundings, tiny, words
+from tests.conftest import asked, run_context, tiny, words
 
 STEPS, PAIRS_A_STEP, SEED, BETA = 10, 4, 3, 0.3
 
@@ -121,14 +123,16 @@ def in_drbode(
 ) -> tuple[Series, dict[str, Tensor]]:
     kept = Kept()
     _, reward = run_stage(
-        policy,
-        stage,
-        config,
-        Split(trees, Ledger()),
-        None,
-        surroundings(folder, seed=SEED, loggers=[kept]),
-        folder=folder / "checkpoints",
-        step_offset=0,
+        StageContext(
+            policy,
+            stage,
+            config,
+            Split(trees, Ledger()),
+            None,
+            run_context(folder, seed=SEED, loggers=[kept]),
+            folder=folder / "checkpoints",
+            step_offset=0,
+        )
     )
     end = policy.state() if reward is None else {**reward.state, "score": reward.head}
     return kept.series, end

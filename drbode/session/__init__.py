@@ -1,0 +1,1 @@
+"""A training run as a whole: prepared, measured, taken through its stages, recorded."""
