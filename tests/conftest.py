@@ -40,6 +40,7 @@ from transformers import (
 
 from drbode import config
 from drbode.models.machine import Machine
+from drbode.record import StageRecord
 from drbode.training.callbacks import CsvLogger
 from drbode.training.context import RunContext
 
@@ -73,6 +74,29 @@ def run_context(folder: Path, **changes: Any) -> RunContext:
         reward=None,
     )
     return replace(plain, **changes)
+
+
+def stage_record() -> StageRecord:
+    """Of a stage that took three steps."""
+    return StageRecord(
+        steps=3,
+        tokens=30,
+        seconds=1.0,
+        tokens_per_second=30.0,
+        peak_memory_gib=0.5,
+        train_loss=2.0,
+        validation_loss=None,
+        measures={},
+        ended_by="steps",
+        optimizer="adamw",
+        dropout="as configured",
+        warnings=[],
+        summary={},
+        cost={},
+        forgetting={},
+        artefact="sft",
+        artefact_bytes=1,
+    )
 
 
 def tiny(family: str) -> nn.Module:

@@ -125,7 +125,7 @@ def test_it_runs_from_end_to_end_on_what_is_here(
     assert stages["sft"]["dropout"] == "as configured"
     assert stages["dpo"]["dropout"] == "off"
     assert stages["dpo"]["summary"]["stop_rate"] is not None
-    data = json.loads(path.read_text())["data"]
+    data = json.loads(path.read_text())["data"]["stages"]
     assert data["sft"]["validation"] is None
     assert (data["dpo"]["train"]["rows"], data["dpo"]["validation"]["rows"]) == (9, 1)
     said = re.sub(r"\s+", " ", capsys.readouterr().out)

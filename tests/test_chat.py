@@ -1,7 +1,6 @@
 """The chat door, in one process on the shipped model, and once as a user would open it."""
 
 import io
-import json
 import signal
 import subprocess
 import sys
@@ -19,7 +18,9 @@ from drbode import chat, config
 from drbode.config import BadInput
 from drbode.evaluation.conversation import pieces
 from drbode.models.base import Policy, load_policy
+from drbode.record import Record, Run
 from drbode.reporting import terminal
+from tests.conftest import stage_record
 
 QUESTION = "Qual é o agente causador da dengue?"
 
@@ -36,9 +37,9 @@ def left_by_a_run(folder: Path, kind: str) -> Path:
     if kind == "full":
         name, scale, tuned = "", 0.03, policy.model
         model = {"path": "bodinho", "revision": None, "init": "pretrained"}
-        record = {"stages": {"sft": {}}, "config": {"model": model, "seed": 0}}
+        asked_for = {"model": model, "seed": 0}
         folder.mkdir(parents=True)
-        (folder / "record.json").write_text(json.dumps(record))
+        Run(folder, Record(config=asked_for, stages={"sft": stage_record()})).save()
     else:
         start: Any = kind == "lora" or kind
         wanted = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start)
@@ -251,7 +252,7 @@ def test_a_mistake_is_one_sentence_that_names_its_key(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "run" / "other").mkdir(parents=True)
-    (tmp_path / "run" / "record.json").write_text('{"stages": {"sft": {}}}')
+    Run(tmp_path / "run", Record(stages={"sft": stage_record()})).save()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as caught:
         talk(monkeypatch, capsys, QUESTION, *words)

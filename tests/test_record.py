@@ -8,19 +8,20 @@ import pytest
 
 from drbode import record
 from drbode.config import BadInput
+from tests.conftest import stage_record
 
 
 def test_a_run_that_ends_well_is_finished_and_is_found_again(tmp_path: Path) -> None:
     with record.open_run(tmp_path / "a", {"seed": 0}, ["seed=0"]) as run:
         assert not run.finished
-        assert record.read_record(tmp_path / "a")["status"] == "running"  # type: ignore[index]
-        run.data["answer"] = 42
+        assert record.read_record(tmp_path / "a").status == "running"  # type: ignore[union-attr]
+        run.record.model["parameters"] = 42
     with record.open_run(tmp_path / "a", {"seed": 0}, ["seed=0"]) as run:
         assert run.finished
-        assert run.data["answer"] == 42
-        assert run.data["versions"]["torch"]
+        assert run.record.model["parameters"] == 42
+        assert run.record.versions["torch"]
     with record.open_run(tmp_path / "a", {"seed": 0}, [], force=True) as run:
-        assert "answer" not in run.data
+        assert run.record.model == {}
 
 
 @pytest.mark.parametrize(
@@ -31,18 +32,18 @@ def test_a_run_that_ends_badly_says_so_and_keeps_what_it_had(
 ) -> None:
     def goes_wrong() -> None:
         with record.open_run(tmp_path / "a", {}, []) as run:
-            run.data["stages"]["sft"] = {"steps": 3}
+            run.record.stages["sft"] = stage_record()
             raise error
 
     with pytest.raises(type(error)):
         goes_wrong()
     found = record.read_record(tmp_path / "a")
     assert found is not None
-    assert found["status"] == status
-    assert found["stages"] == {"sft": {"steps": 3}}
+    assert found.status == status
+    assert found.stages == {"sft": stage_record()}
     with record.open_run(tmp_path / "a", {}, []) as run:
-        assert run.data["stages"] == {"sft": {"steps": 3}}
-        assert "error" not in run.data
+        assert run.record.stages == {"sft": stage_record()}
+        assert run.record.error is None
 
 
 def test_a_folder_at_work_is_left_alone(tmp_path: Path) -> None:

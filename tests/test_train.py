@@ -67,7 +67,7 @@ def test_it_says_what_it_does_and_leaves_all_it_promises(lora_run: tuple[Path, s
     assert record["stages"]["sft"]["steps"] == 3
     assert record["stages"]["sft"]["artefact_bytes"] > 0
     assert record["stages"]["sft"]["tokens_per_second"] > 0
-    assert record["data"]["sft"]["train"]["ends_supervised"] == 1.0
+    assert record["data"]["stages"]["sft"]["train"]["ends_supervised"] == 1.0
     known = record["stages"]["sft"]["forgetting"]
     assert known["questions"]["questions"] == record["data"]["general"]["questions"] > 100
     assert known["bits_per_byte"] > 0
@@ -180,7 +180,7 @@ def test_a_run_with_preferences_scores_open_answers(preference_run: tuple[Path, 
         assert word in said
     record = json.loads((run / "record.json").read_text())
     assert record["data"]["open"]["prompts"] == 4
-    assert "open" not in record["stages"]["reward"]  # which leaves the policy as it was
+    assert record["stages"]["reward"]["open"] is None  # which leaves the policy as it was
     base, dpo = record["base"]["open"], record["stages"]["dpo"]["open"]
     assert list(dpo["against"]) == ["base"]
     assert set(dpo["against"]["base"]["win_rate"]) == {"gold", "reward"}
@@ -283,7 +283,7 @@ def test_it_goes_on_without_the_rows_or_tells_accuracy_on_the_other_questions(
     assert kept is not None
     for word in ("4 training rows ask 4 of the benchmark's questions, trained on", "clean"):
         assert word in said
-    ledger = kept["data"]["sft"]["train"]
+    ledger = kept["data"]["stages"]["sft"]["train"]
     assert (ledger["rows"], ledger["sequences"], ledger["dropped"]) == (40, 40, {})
     for result in (kept["base"], kept["stages"]["sft"]):
         assert result["summary"]["questions"] == 12
@@ -295,7 +295,7 @@ def test_it_goes_on_without_the_rows_or_tells_accuracy_on_the_other_questions(
 
     dropped = train_on_questions("drop")
     assert dropped is not None
-    ledger = dropped["data"]["sft"]["train"]
+    ledger = dropped["data"]["stages"]["sft"]["train"]
     assert (ledger["rows"], ledger["sequences"]) == (40, 36)
     assert ledger["dropped"] == {"asks a question of the benchmark": 4}
     assert dropped["stages"]["sft"]["summary"]["clean"] is None

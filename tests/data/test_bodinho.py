@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from drbode.config import RowKind
 from drbode.data import bodinho, sources
 
 RELATIONS = ["agente", "transmissão", "sintoma", "exame", "tratamento", "prevenção"]
@@ -295,6 +296,6 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("kind", "split"), ROWS)
-def test_the_rows_are_the_ones_that_were_measured(kind: sources.Kind, split: str) -> None:
+def test_the_rows_are_the_ones_that_were_measured(kind: RowKind, split: str) -> None:
     found = sources.digest(sources.read(kind, "bodinho", split, None, ""))
     assert found == ROWS[kind, split]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from drbode import config
-from drbode.config import BadInput, BenchmarkConfig, MultipleChoice
+from drbode.config import BadInput, BenchmarkConfig, names
 from drbode.data.prompts import Renderer
 from drbode.evaluation import multiple_choice
 from drbode.evaluation.multiple_choice import Answer, answer, cost, load_benchmark, summarise
@@ -25,7 +25,7 @@ from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
-PROTOCOLS = get_args(MultipleChoice)
+PROTOCOLS = names(config.PROTOCOLS, of_runs=True)
 QUESTIONS = 16
 
 

@@ -1,12 +1,13 @@
 import math
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from drbode.config import BadInput, EvaluateConfig, LaboratoryConfig, MultipleChoice, build, compose
+from drbode import config
+from drbode.config import BadInput, EvaluateConfig, LaboratoryConfig, build, compose, names
 from drbode.data.prompts import Renderer
 from drbode.evaluation.multiple_choice import Answer, answer, compare, load_benchmark, summarise
 from drbode.evaluation.parser import first_letter, stated_letter
@@ -17,7 +18,7 @@ CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 WORDS = ("benchmark.questions=40", "benchmark.max_new_tokens=8")
 BODINHO = build(EvaluateConfig, compose("evaluate", WORDS)).benchmark
 LABORATORY = LaboratoryConfig("default")
-PROTOCOLS = get_args(MultipleChoice)
+PROTOCOLS = names(config.PROTOCOLS, of_runs=True)
 
 
 @pytest.fixture(scope="module")

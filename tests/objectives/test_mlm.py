@@ -569,7 +569,7 @@ def test_the_door_takes_a_copy_of_bertimbau_through_mlm(local: Path, tmp_path: P
     assert record["status"] == "finished"
     assert set(stage["measures"]) == {"mlm", "nsp", "nsp_accuracy", "pseudo_perplexity"}
     assert stage["summary"]["questions"] == 3
-    assert record["data"]["mlm"]["train"]["ends_supervised"] is None
+    assert record["data"]["stages"]["mlm"]["train"]["ends_supervised"] is None
     # The folder it leaves loads again, as an encoder, with what was trained.
     again = load(*words[:3], f"model.path={path.parent / 'mlm'}", "method=lora", "lora.r=4")
     made = load_policy(again.model, torch.float32, "sdpa", kind="encoder")

@@ -99,12 +99,12 @@ def test_a_run_trains_on_the_rows_chosen_alone(
     said = " ".join(capsys.readouterr().out.split())
     assert "limo, 4 of 26 rows" in said
     assert "near duplicates" in said
-    data = record["data"]["sft"]
+    data = record["data"]["stages"]["sft"]
     assert data["train"]["rows"] == 4
     assert data["train"]["dropped"] == {}
     assert data["validation"]["rows"] == 360  # all of bodinho's
-    assert data["curation"]["seconds"] > 0
-    assert data["curation"]["funnel"][0] == {
+    assert record["data"]["curation"]["seconds"] > 0
+    assert record["data"]["curation"]["funnel"][0] == {
         "filter": "validity",
         "before": 26,
         "dropped": 1,
@@ -114,7 +114,7 @@ def test_a_run_trains_on_the_rows_chosen_alone(
         table = [
             {k: v if k == "filter" else int(v) for k, v in r.items()} for r in csv.DictReader(file)
         ]
-    assert table == data["curation"]["funnel"]
+    assert table == record["data"]["curation"]["funnel"]
     assert (run / "curation/funnel.png").read_bytes().startswith(b"\x89PNG")
     chosen = [json.loads(x) for x in (run / "curation/chosen.jsonl").read_text().splitlines()]
     dropped = [json.loads(x) for x in (run / "curation/dropped.jsonl").read_text().splitlines()]
@@ -125,7 +125,8 @@ def test_a_run_trains_on_the_rows_chosen_alone(
     again, second = run_it(path, "sft.data.validation_path=bodinho")
     assert not (again / "curation").exists()
     same = ("rows", "tokens", "supervised")
-    assert [second["data"]["sft"]["train"][k] for k in same] == [data["train"][k] for k in same]
+    ledger = second["data"]["stages"]["sft"]["train"]
+    assert [ledger[k] for k in same] == [data["train"][k] for k in same]
     assert second["stages"]["sft"]["validation_loss"] == record["stages"]["sft"]["validation_loss"]
 
 
@@ -136,6 +137,6 @@ def test_a_run_says_that_fewer_rows_are_left_than_asked_for(
     _, record = run_it("sft.curation=diverse", *words)
     said = " ".join(capsys.readouterr().out.split())
     assert "WARNING: fewer than the 100 asked for (sft.curation_n)" in said
-    counts = record["data"]["sft"]["curation"]
+    counts = record["data"]["curation"]
     assert counts["asked"] == 100
-    assert counts["chosen"] == record["data"]["sft"]["train"]["rows"] == 25
+    assert counts["chosen"] == record["data"]["stages"]["sft"]["train"]["rows"] == 25
