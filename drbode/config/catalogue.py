@@ -6,7 +6,7 @@ code that the entry names.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from drbode.config.convert import OneOf
@@ -62,7 +62,7 @@ class LossTraits:
 
     function: str
     needs_reference: bool = True  # False: no reference pass is run
-    options: Mapping[str, float] = field(default_factory=dict)  # that it reads, and their defaults
+    options: tuple[str, ...] = ()  # names of those that it reads; their defaults are the function's
 
 
 LOSSES: dict[str, LossTraits] = {
