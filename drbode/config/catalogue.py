@@ -72,6 +72,9 @@ LOSSES: dict[str, LossTraits] = {
     "reference_free": LossTraits(
         "drbode.objectives.dpo:reference_free_loss", needs_reference=False
     ),
+    "simpo": LossTraits(
+        "drbode.objectives.dpo:simpo_loss", needs_reference=False, options=("gamma",)
+    ),
 }
 Loss = Annotated[str, OneOf(LOSSES, or_function=True)]
 

@@ -98,6 +98,19 @@ def reference_free_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
     return -logsigmoid(beta * (pairs.policy_chosen - pairs.policy_rejected))
 
 
+def simpo_loss(pairs: Pairs, beta: float, gamma: float = 0.5) -> Float[Tensor, " pairs"]:
+    """-log sigmoid(beta (mean logp chosen - mean logp rejected) - gamma), of the policy alone.
+
+    SimPO (Meng et al. 2024, equation 6): the mean over a completion's tokens is its implicit
+    reward, and `gamma` the margin that the chosen one is to win by. Their beta lies between 2 and
+    10, for a mean logp is far smaller than a sum. Equals -log sigmoid(-gamma) where the policy
+    finds both as probable.
+    """
+    chosen = pairs.policy_chosen / pairs.chosen_tokens
+    rejected = pairs.policy_rejected / pairs.rejected_tokens
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
+
+
 def ipo_loss(pairs: Pairs, beta: float) -> Float[Tensor, " pairs"]:
     """(mean margin - 1 / (2 beta))^2.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from trl import DPOTrainer
+from trl.experimental.cpo import CPOTrainer
 
 from drbode.config import LOSSES, load_function
 from drbode.objectives.dpo import Loss, Pairs, dpo_loss, mean_nll, pair_metrics
@@ -267,6 +268,33 @@ def test_equals_trl(kind: str, label_smoothing: float, loss_type: str, theirs: f
     torch.testing.assert_close(
         torch.autograd.grad(ours, peer.logps), torch.autograd.grad(peer.loss, peer.logps)
     )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.6])
+def test_simpo_equals_trl(gamma: float) -> None:
+    case = pairs(trained=True)
+    peer = SimpleNamespace(
+        beta=BETA,
+        simpo_gamma=gamma,
+        loss_type="simpo",
+        label_smoothing=0.0,
+        alpha=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    chosen = case.policy_chosen / case.chosen_tokens
+    rejected = case.policy_rejected / case.rejected_tokens
+    theirs, _, _ = CPOTrainer.cpo_loss(peer, chosen, rejected)
+    ours = dpo_loss(named("simpo"), case, BETA, options={"gamma": gamma})
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_simpo_by_hand() -> None:
+    """Mean logps -1 and -2 a token: the margin of 2 at beta 2, less gamma 1, is 1."""
+    one = torch.tensor([1.0])
+    case = Pairs(-3 * one, -8 * one, 0 * one, 0 * one, torch.tensor([3]), torch.tensor([4]))
+    loss = dpo_loss(named("simpo"), case, 2.0, options={"gamma": 1.0})
+    torch.testing.assert_close(loss, torch.tensor([math.log1p(math.exp(-1))]))
+    assert float(dpo_loss(named("simpo"), case, 2.0)) == pytest.approx(math.log1p(math.exp(-1.5)))
 
 
 def test_metrics_equal_trl() -> None:
