@@ -15,9 +15,7 @@ from drbode.evaluation.open_answers import Interview
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
-from drbode.record import Measured
-
-BASE = "base"
+from drbode.record import BASE, Measured
 
 
 @dataclass

@@ -9,9 +9,8 @@ from lightning.pytorch.loggers import Logger
 from drbode import record
 from drbode.config import STAGES, Stage, StageConfig, TrainConfig, digest
 from drbode.evaluation import open_answers
-from drbode.evaluation.progression import BASE
 from drbode.models.heads import RewardModel
-from drbode.record import Measured, Run, StageRecord, StageResult
+from drbode.record import BASE, Measured, Run, StageRecord, StageResult
 from drbode.reporting import plots, summary
 from drbode.session.prepare import Prepared, cache_of, load, prepare
 from drbode.training import cache as stage_cache

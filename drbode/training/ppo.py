@@ -345,7 +345,7 @@ class PPOModule(TrainingModule):
                 "proxy": proxy,
                 "gold": true,
                 "kl": float((sampled.logps - sampled.reference_logps).sum()) / len(gold),
-                "accuracy": self.probe(),
+                "benchmark_accuracy": self.probe(),
                 "length": float(rollouts.lengths.float().mean()),
                 **_style(experience),
             }
