@@ -179,6 +179,7 @@ def _load(
 
 
 def _show(asked: EvaluateConfig, run: "Run") -> None:
+    from drbode.record import Measured
     from drbode.reporting import terminal
 
     result = run.record.result
@@ -188,7 +189,8 @@ def _show(asked: EvaluateConfig, run: "Run") -> None:
         terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")
         print(f"written to {run.folder}: record.json, open/*.jsonl, open/side_by_side.csv")
         return
-    terminal.show_benchmark({"model": result})
+    measured = Measured(summary=result["summary"], cost=result["cost"], forgetting={})
+    terminal.show_benchmark({"model": measured})
     questions = result["summary"]["questions"]
     print(f"{questions / result['seconds']:.1f} questions/s")
     print(f"written to {run.folder}: record.json, benchmark/model.jsonl")

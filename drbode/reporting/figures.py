@@ -11,9 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from drbode.evaluation.inference import mean_interval
-from drbode.reporting.table import LOWER_IS_BETTER, AblationTable, Row, measure
+from drbode.reporting.measures import measure, shown_in
+from drbode.reporting.table import AblationTable, Row
 
-COSTS = ("trainable_parameters", "peak_memory_gib", "seconds")
 NUMBER = re.compile(r"^([\w.]+)=(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$")
 BAR: dict[str, Any] = {"marker": "o", "capsize": 3}
 
@@ -50,7 +50,7 @@ def intervals(table: AblationTable) -> Figure | None:
 
 def pareto(table: AblationTable) -> Figure | None:
     """What the table compares by against what it costs; a line joins what nothing dominates."""
-    costs = [name for name in COSTS if any(row.of(name) for row in table.rows)]
+    costs = [name for name in shown_in("pareto") if any(row.of(name) for row in table.rows)]
     rows = [row for row in table.rows if row.of(table.measure)]
     if len(rows) < 2 or not costs:
         return None
@@ -65,8 +65,9 @@ def pareto(table: AblationTable) -> Figure | None:
             points.append((x, fmean(values)))
             label = row.name if number == 1 else None
             axes.errorbar(*points[-1], yerr=_reach(values), fmt="o", capsize=3, label=label)
-        front = _front(points, lower=table.measure.partition("/")[0] in LOWER_IS_BETTER)
-        axes.plot(*zip(*front, strict=True), color="C7", alpha=0.6, zorder=0)
+        if how.better != "neither":
+            front = _front(points, lower=how.better == "lower")
+            axes.plot(*zip(*front, strict=True), color="C7", alpha=0.6, zorder=0)
         if max(x for x, _ in points) > 10 * min(x for x, _ in points):
             axes.set_xscale("log")
         axes.margins(x=0.1)
@@ -77,12 +78,12 @@ def pareto(table: AblationTable) -> Figure | None:
 
 
 def over(table: AblationTable) -> Figure | None:
-    """What the table compares by, and the seconds, over the number that is swept, if one is."""
+    """What the table compares by, and its costs, over the number that is swept, if one is."""
     swept = _swept(table.rows)
     if swept is None:
         return None
     key, lines = swept
-    names = [n for n in (table.measure, "seconds", "peak_memory_gib") if n in table.names]
+    names = [n for n in dict.fromkeys((table.measure, *shown_in("over"))) if n in table.names]
     figure = Figure(figsize=(4.6 * len(names), 3.6), layout="constrained")
     for number, name in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), number)

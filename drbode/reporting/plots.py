@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from drbode.config import STAGES
 from drbode.record import whole
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -14,8 +15,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "validation": {"marker": "o", "markersize": 4},
     "rollouts": {"marker": ".", "linestyle": "none", "alpha": 0.7},
 }
-
-LOSSES = {"dpo": "loss of a pair", "reward": "loss of a pair (nats)", "ppo": "loss of a token"}
 
 
 def reward_hacking(metrics: Path, stages: Collection[str], target: Path) -> None:
@@ -35,7 +34,7 @@ def reward_hacking(metrics: Path, stages: Collection[str], target: Path) -> None
     panels = {
         "score of the reward model": "proxy",
         "gold score": "gold",
-        "benchmark accuracy": "accuracy",
+        "benchmark accuracy": "benchmark_accuracy",
         "share that keeps the content": "keeps_content",
         "length (tokens)": "length",
         "share that repeats itself": "repeats",
@@ -84,9 +83,14 @@ def learning_curves(metrics: Path, target: Path) -> None:
         axes.set(
             title=stage,
             xlabel="optimizer step of the run",
-            ylabel=LOSSES.get(stage, "loss (nats a token)"),
+            ylabel=loss_label(STAGES[stage].loss_unit),
         )
         axes.grid(alpha=0.3)
         axes.legend()
     with whole(target) as draft:
         figure.savefig(draft, dpi=120)
+
+
+def loss_label(unit: str) -> str:
+    """`loss (nats a token)`, or `loss of a pair` where the loss has no unit itself."""
+    return f"loss ({unit})" if unit.startswith("nats") else f"loss of {unit}"

@@ -1,28 +1,28 @@
 """The records of a folder of runs, as measures that can be held against each other."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from drbode.config import BadInput, digest
+from drbode.record import Record, load_record, measured_last
 
 # Overrides that say where or how a result is written and shown, and not which.
 ELSEWHERE = re.compile(
     r"^[+~]*(?:output_dir|force|reuse_stages|logger|wandb|experiment|sweep|hydra"
     r"|trainer\.(?:threads|progress))(?:[./=].*)?$"
 )
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What a table reads of one run's record.
 
-    `measures` are those after the last stage, and the costs of all stages. `conditions` is what has
-    to be equal for two runs to be compared, by name.
+    `measures` are those after the last stage, and the costs of all stages; `of_stages` are those of
+    each stage, by their whole names. `conditions` is what has to be equal for two runs to be
+    compared, by name.
     """
 
     folder: Path
@@ -32,6 +32,7 @@ class RunRecord:
     error: str | None
     config: Mapping[str, Any] | None  # None where the run failed before it had one
     measures: Mapping[str, float] = field(default_factory=dict)
+    of_stages: Mapping[str, float] = field(default_factory=dict)
     questions: int = 0
     conditions: Mapping[str, str] = field(default_factory=dict)
 
@@ -54,22 +55,23 @@ class RunRecord:
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
     """The runs of these record files, the earliest first, and a sentence for each that is none."""
-    found: list[tuple[str, RunRecord]] = []
+    runs: list[tuple[str, RunRecord]] = []
     complaints = []
+    remedy = "left out; delete it and train it again"
     for path in paths:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if "overrides" not in data:  # another record, such as an evaluation's or a benchmark's
-                complaints.append(f"{path}: is no record of a training run; left out")
+            record = load_record(path, remedy)
+            if record.result is not None:
+                complaints.append(f"{path}: is the record of an evaluation, not of a run; left out")
             else:
-                found.append((str(data.get("started", data["ended"])), _run(path, data)))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+                runs.append((str(record.started or record.ended), _run(path, record)))
+        except BadInput as error:
+            complaints.append(str(error))
+        except (KeyError, TypeError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
-            complaints.append(
-                f"{path}: is no whole record ({what}); left out, delete it and train it again"
-            )
-    found.sort(key=lambda pair: pair[0])
-    return [run for _, run in found], complaints
+            complaints.append(f"{path}: is damaged ({what}); {remedy}")
+    runs.sort(key=lambda pair: pair[0])
+    return [run for _, run in runs], complaints
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -88,79 +90,36 @@ def record_files(folder: Path) -> list[Path]:
     return found
 
 
-def _run(path: Path, data: Mapping[str, Any]) -> RunRecord:
-    typed = [str(word) for word in data["overrides"]]
-    seeds = [word.partition("=")[2] for word in typed if word.startswith("seed=")]
-    config = data.get("config")
-    finished = data["status"] == "finished" and bool(data.get("stages"))
+def _run(path: Path, record: Record) -> RunRecord:
+    words = [str(word) for word in record.overrides]
+    seeds = [word.partition("=")[2] for word in words if word.startswith("seed=")]
+    config = record.config or None
+    finished = record.status == "finished" and bool(record.stages)
     return RunRecord(
         folder=path.parent,
-        overrides=tuple(w for w in typed if not (ELSEWHERE.match(w) or w.startswith("seed="))),
+        overrides=tuple(w for w in words if not (ELSEWHERE.match(w) or w.startswith("seed="))),
         seed=int(config["seed"] if config is not None else seeds[-1] if seeds else 0),
-        status="finished" if finished else str(data["status"]),
-        error=data.get("error"),
+        status="finished" if finished else record.status,
+        error=record.error,
         config=config,
-        measures=_measures(data) if finished else {},
-        questions=int(data["base"]["summary"]["questions"]) if finished else 0,
-        conditions=_conditions(data) if finished else {},
+        measures=measured_last(record.measures) if finished else {},
+        of_stages=record.measures if finished else {},
+        questions=_questions(record) if finished else 0,
+        conditions=_conditions(record) if finished else {},
     )
 
 
-def _conditions(data: Mapping[str, Any]) -> dict[str, str]:
-    machine = data["machine"]
+def _questions(record: Record) -> int:
+    assert record.base is not None, "measured before the first stage"
+    return int(record.base.summary["questions"])
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    machine = record.machine
+    assert record.data is not None, "read before the first stage"
     return {
-        "software": digest(data["versions"]),
-        "code": str(data.get("code") or (data["git"] or {}).get("commit")),
-        "questions": str(data["data"]["benchmark"]["digest"]),
+        "software": digest(record.versions),
+        "code": str(record.code or (record.git or {}).get("commit")),
+        "questions": str(record.data.benchmark["digest"]),
         "machine": digest([machine[k] for k in ("cpu", "accelerator", "precision", "dtype")]),
     }
-
-
-def _measures(data: Mapping[str, Any]) -> dict[str, float]:
-    """What was measured after the last stage, by name; what was not is not there."""
-    stages: Sequence[Mapping[str, Any]] = list(data["stages"].values())
-    name, last = list(data["stages"].items())[-1]
-    summary = last["summary"]
-    seconds = sum(stage["seconds"] for stage in stages)
-    found: dict[str, float | None] = {
-        "accuracy": summary["accuracy"],
-        **{f"accuracy/{part}": own["accuracy"] for part, own in summary["parts"].items()},
-        "clean_accuracy": (summary.get("clean") or {}).get("accuracy"),
-        f"validation_loss/{name}": last["validation_loss"],
-        **{name: value for stage in stages for name, value in stage["measures"].items()},
-        **_known(last.get("forgetting") or {}),
-        **_open((last.get("open") or {}).get("summary") or {}),
-        "ece": summary.get("ece"),
-        "unanswered": summary.get("unanswered"),
-        "stop_rate": summary.get("stop_rate"),
-        "trainable_parameters": data["model"]["trainable_parameters"],
-        "artefact_mib": last["artefact_bytes"] / (1 << 20),
-        "tokens": sum(stage["tokens"] for stage in stages),
-        "tokens_per_second": sum(stage["tokens"] for stage in stages) / seconds,
-        "seconds": seconds + _curation_seconds(data),
-        "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages),
-    }
-    return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _curation_seconds(data: Mapping[str, Any]) -> float:
-    """What the model took to measure the rows that a stage's were chosen from."""
-    curation = (data["data"].get("sft") or {}).get("curation") or {}
-    return float(curation.get("seconds", 0.0))
-
-
-def _known(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """General knowledge after the last stage, and what was lost of it."""
-    questions = found.get("questions") or {}
-    return {
-        "forgetting": found.get("forgetting"),
-        "general_accuracy": questions.get("accuracy"),
-        "bits_per_byte": found.get("bits_per_byte"),
-    }
-
-
-def _open(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """Open answers after the last stage, by the rules and a reward model."""
-    shares = ("cautious", "overconfident", "keeps_content", "preferred")
-    found = {name: (summary.get(name) or {}).get("share") for name in shares}
-    return found | {"gold": summary.get("gold"), "proxy": summary.get("score")}

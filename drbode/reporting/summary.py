@@ -39,7 +39,7 @@ def show_run(run: Run) -> None:
     record, folder = run.record, run.folder
     assert record.base is not None, "a finished run has measured its base"
     results = {"base": record.base, **record.stages}
-    terminal.show_benchmark({name: vars(measured) for name, measured in results.items()})
+    terminal.show_benchmark(results)
     terminal.show_forgetting({name: measured.forgetting for name, measured in results.items()})
     opened = {name: measured.open for name, measured in results.items() if measured.open}
     if opened:
@@ -53,7 +53,7 @@ def show_run(run: Run) -> None:
             f"({stage.tokens_per_second:.0f} tokens/s), peak memory "
             f"{stage.peak_memory_gib:.2f} GiB{held_out}"
         )
-        if line := terminal.preferences(name, stage.measures):
+        if line := terminal.held_out(name, stage.measures):
             print(line)
     print(
         f"written to {folder}: record.json, metrics.csv, curves.png, benchmark/*.jsonl, "

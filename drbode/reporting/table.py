@@ -4,13 +4,12 @@ import csv
 import io
 import itertools
 import re
-import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -18,7 +17,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from drbode.config import BadInput
+from drbode.config import BadInput, one_of
 from drbode.evaluation.inference import (
     LEVEL,
     Difference,
@@ -28,68 +27,12 @@ from drbode.evaluation.inference import (
     pooled_spread,
     smallest_difference,
 )
+from drbode.record.measures import LOSS
+from drbode.reporting.measures import SECTIONS, Measure, Section, in_order, measure
 from drbode.reporting.runs import RunRecord
 
 BEST = "*"
-Kind = Literal["result", "beside", "cost"]
-
-
-class Measure(NamedTuple):
-    """How a measure is written: its label with the unit, a factor, a format, and whose it is."""
-
-    label: str
-    factor: float = 1.0
-    form: str = ".3f"
-    kind: Kind = "beside"
-
-
 WIDEST = 8  # columns beside the variant's that a page holds
-TITLES: dict[Kind, str] = {
-    "result": "what came out",
-    "beside": "what else was measured",
-    "cost": "what it took",
-}
-
-
-def _percent(label: str, kind: Kind = "beside") -> Measure:
-    return Measure(label, 100.0, ".1f", kind)
-
-
-MEASURES: dict[str, Measure] = {
-    "accuracy": _percent("accuracy, %", "result"),
-    "clean_accuracy": _percent("not trained on, %"),
-    "validation_loss": Measure("validation loss of"),
-    "forgetting": _percent("forgotten, points"),
-    "general_accuracy": _percent("general questions, %"),
-    "bits_per_byte": Measure("general text, bits/byte"),
-    "cautious": _percent("cautious, %"),
-    "overconfident": _percent("overconfident, %"),
-    "keeps_content": _percent("keeps content, %"),
-    "gold": Measure("gold score", form=".2f"),
-    "proxy": Measure("reward model's score", form=".2f"),
-    "preferred": _percent("prefers chosen, %"),
-    "logp_accuracy": _percent("chosen more probable, %"),
-    "kl": Measure("KL, nats", form=".1f"),
-    "pseudo_perplexity": Measure("pseudo-perplexity", form=".2f"),
-    "calibration_error": Measure("reward calibration error"),
-    "unanswered": _percent("no answer, %"),
-    "stop_rate": _percent("stopped, %"),
-    "trainable_parameters": Measure("trains", form=",.0f", kind="cost"),
-    "artefact_mib": Measure("on disk, MiB", form=".2f", kind="cost"),
-    "tokens": Measure("tokens", form=",.0f", kind="cost"),
-    "tokens_per_second": Measure("tokens/s", form=",.0f", kind="cost"),
-    "seconds": Measure("seconds", form=".0f", kind="cost"),
-    "peak_memory_gib": Measure("peak memory, GiB", form=".2f", kind="cost"),
-}
-
-
-def measure(name: str) -> Measure:
-    """How a measure is written; `accuracy/part` and `validation_loss/stage` as what they are of."""
-    whole, _, part = name.partition("/")
-    how = MEASURES[whole]
-    if not part:
-        return how
-    return how._replace(label=f"{part}, %" if whole == "accuracy" else f"{how.label} {part}")
 
 
 class Cell(NamedTuple):
@@ -132,49 +75,48 @@ class AblationTable:
 
     @property
     def names(self) -> list[str]:
-        """The measures that any row has, in the order in which they are shown."""
-        there = list(dict.fromkeys(name for row in self.rows for name in row.values))
-        order = list(MEASURES)
-        return sorted(there, key=lambda name: order.index(name.partition("/")[0]))
+        """The measures with a column, in order: what any row has, if it is shown or compared by."""
+        there = dict.fromkeys(name for row in self.rows for name in row.values)
+        return in_order(n for n in there if n == self.measure or measure(n).section)
 
-    def columns(self, kind: Kind | None = None) -> list[tuple[str, Callable[[Row], Cell]]]:
-        """Headings, and what stands below them for a row; of one kind, or all."""
+    def columns(self, section: Section | None = None) -> list[tuple[str, Callable[[Row], Cell]]]:
+        """Headings, and what stands below them for a row; of one section, or all."""
         shown: list[tuple[str, Callable[[Row], Cell]]] = [
             ("variant", lambda row: Cell(row.name + BEST * row.best + _marks(row))),
         ]
-        if kind in (None, "result"):
+        if section in (None, "result"):
             shown.append(("seeds", lambda row: Cell(_seeds(row), len(row.seeds))))
         for name in self.names:
             how = measure(name)
-            own = "result" if name == self.measure else how.kind
-            if kind in (None, own):
+            own = "result" if name == self.measure else how.section
+            if section in (None, own):
                 shown.append((how.label, _cell_of(name, how, own == "result")))
-            if name == self.measure and kind in (None, "result") and len(self.rows) > 1:
+            if name == self.measure and section in (None, "result") and len(self.rows) > 1:
                 shown.append((f"difference to {self.baseline}", _difference_of(how)))
                 shown.append(("p (Holm)", _p))
         return shown
 
-    def grid(self, kind: Kind | None = None) -> tuple[list[str], list[list[Cell]]]:
+    def grid(self, section: Section | None = None) -> tuple[list[str], list[list[Cell]]]:
         """Headings, and a list of cells a row."""
-        columns = self.columns(kind)
+        columns = self.columns(section)
         return [h for h, _ in columns], [[cell(row) for _, cell in columns] for row in self.rows]
 
-    def grids(self) -> Iterator[tuple[Kind, list[str], list[list[Cell]]]]:
+    def grids(self) -> Iterator[tuple[Section, list[str], list[list[Cell]]]]:
         """The table in pieces as wide as a page: results, what stands beside them, costs."""
-        for kind in typing.get_args(Kind):
-            variant, *rest = self.columns(kind)
+        for section in SECTIONS:
+            variant, *rest = self.columns(section)
             pages = -(-len(rest) // WIDEST)
             for page in range(pages):
                 first, end = (len(rest) * n // pages for n in (page, page + 1))
                 columns = [variant, *rest[first:end]]
                 heads = [head for head, _ in columns]
-                yield kind, heads, [[cell(row) for _, cell in columns] for row in self.rows]
+                yield section, heads, [[cell(row) for _, cell in columns] for row in self.rows]
 
     def to_terminal(self) -> list[Table]:
         """rich's tables, a piece each."""
         found = []
-        for kind, heads, rows in self.grids():
-            title = TITLES[kind]
+        for section, heads, rows in self.grids():
+            title = SECTIONS[section]
             shown = Table(title=title, title_justify="left", title_style="bold")
             for number, head in enumerate(heads):
                 side: JustifyMethod = "right" if number else "left"
@@ -231,7 +173,7 @@ class AblationTable:
         return found
 
     def to_csv(self) -> str:
-        """Every measure in its own unit, unrounded, and no notes."""
+        """Every measure as it was recorded, unrounded, and no notes."""
         flat = self.records()
         heads = list(dict.fromkeys(name for row in flat for name in row))
         out = io.StringIO()
@@ -249,19 +191,50 @@ def build_table(
     `baseline` is a variant's overrides, the first run's where it is None. Raises BadInput for a
     baseline or a measure that is not there.
     """
-    rows = _rows(runs)
-    _check_measure(rows, measure_name)
+    name = _whole_name(runs, measure_name)
+    rows = _rows(runs, name)
     chosen = _baseline(rows, baseline)
-    rows = _compared(rows, chosen, measure_name)
-    notes = [*_notes(rows, chosen, measure_name), *_troubles(rows)]
-    return AblationTable(measure_name, chosen.name, rows, notes)
+    rows = _compared(rows, chosen, name)
+    notes = [*_notes(rows, chosen, name), *_troubles(rows)]
+    return AblationTable(name, chosen.name, rows, notes)
+
+
+def _whole_name(runs: Sequence[RunRecord], asked: str) -> str:
+    """The measure that a name stands for: one after the last stage, or `STAGE/NAME` of a stage.
+
+    `validation/` may be left out where nothing else has the name, and so may the stage of a loss:
+    `kl`, `dpo/kl`, `validation_loss`.
+    """
+    last = list(dict.fromkeys(name for run in runs for name in run.measures))
+    of_stages = list(dict.fromkeys(name for run in runs for name in run.of_stages))
+    if not last or asked in (*last, *of_stages):
+        return asked
+    losses = [name for name in last if name.endswith(LOSS) and asked in _names(LOSS)]
+    meant = losses or [name for name in last if asked in _names(name)]
+    meant = meant or [name for name in of_stages if asked in _names(name)]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise BadInput(f"measure: several stages have {asked}; expected {one_of(meant)}")
+    columns = ", ".join(in_order(name for name in last if measure(name).section))
+    raise BadInput(
+        f"measure: no run has {asked}; expected one of {columns}, or another of a record's measures"
+    )
+
+
+def _names(name: str) -> set[str]:
+    """Of a measure of held-out rows, also the short ones: `dpo/kl`, `sft/validation_loss`."""
+    return {name, *(name.replace("validation/", short, 1) for short in ("", "validation_"))}
 
 
 # --- variants -----------------------------------------------------------------------------------
 
 
-def _rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """The runs of each variant, named by the overrides in which it differs from the others."""
+def _rows(runs: Sequence[RunRecord], compared: str) -> list[Row]:
+    """The runs of each variant, named by the overrides in which it differs from the others.
+
+    Beside what was measured after the last stage they hold what the table compares by.
+    """
     variants: dict[str, list[RunRecord]] = {}
     by_words = {run.overrides: run.variant for run in runs if run.config is not None}
     for run in runs:
@@ -274,12 +247,11 @@ def _rows(runs: Sequence[RunRecord]) -> list[Row]:
     for own in variants.values():
         words = [w for w in _read(own[0]) if w not in common or len(variants) == 1]
         done = {run.seed: run for run in own if run.status == "finished"}  # of two, the later one
-        names = {name: None for run in done.values() for name in run.measures}
-        values = {
-            name: {s: r.measures[name] for s, r in done.items() if name in r.measures}
-            for name in names
-            if name.partition("/")[0] in MEASURES
-        }
+        values: dict[str, dict[int, float]] = {}
+        for seed, run in done.items():
+            of_stage = {n: value for n, value in run.of_stages.items() if n == compared}
+            for name, value in (of_stage | dict(run.measures)).items():
+                values.setdefault(name, {})[seed] = value
         failed = {run.seed: run.error or run.status for run in own if run.seed not in done}
         rows.append(Row(" ".join(words) or "defaults", values, failed, own))
     return rows
@@ -298,12 +270,6 @@ def _read(run: RunRecord) -> list[str]:
         return True
 
     return [word for word in run.overrides if run.config is None or there(word)]
-
-
-def _check_measure(rows: Sequence[Row], name: str) -> None:
-    there = {name for row in rows for name in row.values}
-    if name not in there and there:
-        raise BadInput(f"measure: no run has {name}; expected one of {', '.join(sorted(there))}")
 
 
 def _baseline(rows: Sequence[Row], asked: str | None) -> Row:
@@ -371,10 +337,12 @@ def _best_group(rows: Sequence[Row], name: str) -> set[str]:
     """The variant of the best mean, and those that no test tells from it.
 
     Which one is best is not known beforehand, so Holm is over all pairs. Empty where a variant has
-    fewer than two runs: then nothing can be told from anything.
+    fewer than two runs, for then nothing can be told from anything, and for a measure that is
+    better neither higher nor lower.
     """
     there = [row for row in rows if name in row.values]
-    if len(there) < 2 or any(len(row.values[name]) < 2 for row in there):
+    better = measure(name).better
+    if better == "neither" or len(there) < 2 or any(len(row.values[name]) < 2 for row in there):
         return set()
     found = {
         (one.name, two.name): _versus(one, two, name)
@@ -382,17 +350,10 @@ def _best_group(rows: Sequence[Row], name: str) -> set[str]:
     }
     p_values = {pair: d.p_value for pair, d in found.items() if d and d.p_value is not None}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    sign = -1 if name.partition("/")[0] in LOWER_IS_BETTER else 1
+    sign = -1 if better == "lower" else 1
     top = max(there, key=lambda row: sign * fmean(row.of(name))).name
     apart = {pair for pair, p in adjusted.items() if p <= LEVEL}
     return {r.name for r in there if not {(top, r.name), (r.name, top)} & apart}
-
-
-LOWER_IS_BETTER = {
-    *("validation_loss", "forgetting", "bits_per_byte", "kl", "pseudo_perplexity"),
-    *("calibration_error", "unanswered", "trainable_parameters", "artefact_mib", "tokens"),
-    *("seconds", "peak_memory_gib"),
-}
 
 
 def _odd(row: Row, baseline: Row) -> tuple[str, ...]:
@@ -426,7 +387,7 @@ def _notes(rows: Sequence[Row], baseline: Row, name: str) -> Iterator[str]:
         return
     yield (
         f"The baseline, {baseline.name}, spreads over its {len(values)} seeds by "
-        f"{how.factor * stdev(values):{how.form}} (standard deviation of {unit})."
+        f"{how.text(stdev(values))} (standard deviation of {unit})."
     )
     rest = [row for row in rows if row.difference is not None and row.p_value is not None]
     if rest:
@@ -478,7 +439,7 @@ def _power(rest: Sequence[Row], baseline: Row, name: str) -> str:
     test = "paired t tests over the seeds" if paired else "Welch's t tests over the seeds"
     return (
         f"p: {test}, Holm over {len(rest)} rows. With {runs} seeds this table had 80 % power to "
-        f"see a difference of {how.factor * least:{how.form}} or more; a smaller one may be there."
+        f"see a difference of {how.text(least)} or more; a smaller one may be there."
     )
 
 
@@ -518,10 +479,9 @@ def _cell_of(name: str, how: Measure, with_interval: bool) -> Callable[[Row], Ce
             return Cell("")
         mean = fmean(values)
         interval = mean_interval(values)
-        text = f"{how.factor * mean:{how.form}}"
+        text = how.text(mean)
         if interval is not None and with_interval:
-            low, high = (f"{how.factor * bound:{how.form}}" for bound in interval)
-            text += f" [{low}, {high}]"
+            text += f" [{how.text(interval.low)}, {how.text(interval.high)}]"
         return Cell(text, mean)
 
     return cell
@@ -531,9 +491,9 @@ def _difference_of(how: Measure) -> Callable[[Row], Cell]:
     def cell(row: Row) -> Cell:
         if row.difference is None:
             return Cell("")
-        text = f"{how.factor * row.difference.mean:+{how.form}}"
+        text = how.text(row.difference.mean, "+")
         if row.difference.interval is not None:
-            low, high = (f"{how.factor * b:+{how.form}}" for b in row.difference.interval)
+            low, high = (how.text(bound, "+") for bound in row.difference.interval)
             text += f" [{low}, {high}]"
         return Cell(text, row.difference.mean)
 

@@ -13,7 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from drbode.config import BenchmarkConfig
+from drbode.record import Measured, of_open
+from drbode.reporting.measures import in_order, measure, shown_in
 from drbode.reporting.table import AblationTable
+
+INTERVAL = "cautious"  # the one share of open answers that is shown with its interval
 
 # A pipe or a log file has no width of its own; the tables need this much.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 128)
@@ -87,9 +91,9 @@ def show_contamination(cases: Sequence[Mapping[str, Any]], most: int = 10) -> No
         console.print(f"and {len(cases) - most} more")
 
 
-def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
+def show_benchmark(results: Mapping[str, Measured]) -> None:
     """Accuracy after each stage, whole and by part, and the paired difference to the base."""
-    written = next(iter(results.values()))["summary"]["stop_rate"] is not None
+    written = next(iter(results.values())).summary["stop_rate"] is not None
     table = Table(title="benchmark", title_justify="left", title_style="bold")
     table.add_column("after")
     table.add_column("questions")
@@ -102,8 +106,8 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_column("difference to base", no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)
     for name, result in results.items():
-        whole = result["summary"]
-        against = result.get("against_base", {})
+        whole = result.summary
+        against = result.against_base
         parts = {"all": whole, **whole["parts"]}
         if whole.get("clean"):
             parts["clean"] = whole["clean"]
@@ -115,7 +119,7 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
             cells += difference(against[part]) if against else ()
             table.add_row(*cells, end_section=number == len(parts) - 1)
     console.print(table)
-    whole = next(iter(results.values()))["summary"]
+    whole = next(iter(results.values())).summary
     console.print(
         f"[95 % interval]. Chance is {100 * whole['chance']:.1f}, always the longest alternative "
         f"{100 * whole['floor_longest']:.1f}."
@@ -123,12 +127,12 @@ def show_benchmark(results: Mapping[str, Mapping[str, Any]]) -> None:
     if written:
         console.print("No answer counts as wrong; stopped: ended its turn before the limit.")
     else:
-        errors = ", ".join(f"{name} {r['summary']['ece']:.2f}" for name, r in results.items())
+        errors = ", ".join(f"{name} {r.summary['ece']:.2f}" for name, r in results.items())
         console.print(f"Calibration error (ECE) {errors}.")
-    costs = ", ".join(f"{name} {cost(result['cost'])}" for name, result in results.items())
+    costs = ", ".join(f"{name} {cost(result.cost)}" for name, result in results.items())
     console.print(f"A question takes: {costs}.")
     for name, result in results.items():
-        for lost, count in result["summary"]["examples_dropped"].items():
+        for lost, count in result.summary["examples_dropped"].items():
             console.print(f"{name}: {count} questions had no room for {lost} of their examples.")
     if len(results) > 1:
         console.print(
@@ -179,39 +183,27 @@ def show_table(table: AblationTable) -> None:
         console.print(note, markup=False)
 
 
-OPEN_SHARES = {  # of a summary of open answers, under the names they are shown by
-    "cautious": "cautious, %",
-    "advises": "advises, %",
-    "overconfident": "overconf., %",
-    "keeps_content": "content, %",
-    "ends": "ends, %",
-    "repeats": "repeats, %",
-    "preferred": "prefers chosen, %",
-}
-
-
 def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Open answers by the rules, and how often each model's are better than an earlier one's."""
     summaries = {name: result["summary"] for name, result in results.items()}
-    first = next(iter(summaries.values()))
-    shares = {k: v for k, v in OPEN_SHARES.items() if first[k] is not None}
-    means = {"words": "words", "gold": "gold", "score": "reward's score"}
-    means = {k: v for k, v in means.items() if first[k] is not None}
+    values = {name: of_open(summary) for name, summary in summaries.items()}
+    first = next(iter(values.values()))
+    shown = [name for name in shown_in("open") if name in first]
     table = Table(
-        title=f"open answers to {first['prompts']} held-out prompts",
+        title=f"open answers to {next(iter(summaries.values()))['prompts']} held-out prompts",
         title_justify="left",
         title_style="bold",
     )
     table.add_column("after", overflow="fold")
-    for number, label in enumerate(shares.values()):
-        table.add_column(label, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for label in means.values():
-        table.add_column(label, justify="right")
-    for name, summary in summaries.items():
-        cells = [share(summary["cautious"])]
-        cells += [f"{100 * summary[key]['share']:.1f}" for key in list(shares)[1:]]
-        cells += [f"{summary[key]:.{1 if key == 'words' else 2}f}" for key in means]
-        table.add_row(name, *cells)
+    for name in shown:
+        whole = name == INTERVAL
+        table.add_column(measure(name).label, justify="left" if whole else "right", no_wrap=whole)
+    for after, own in values.items():
+        cells = [
+            share(summaries[after][name]) if name == INTERVAL else measure(name).text(own[name])
+            for name in shown
+        ]
+        table.add_row(after, *cells)
     console.print(table)
     for name, result in results.items():
         for other, pair in result["against"].items():
@@ -250,38 +242,14 @@ def show_side_by_side(table: Path, prompts: int = 3) -> None:
             console.print(columns(row))
 
 
-# What is said of a stage's held-out rows, in this order, by the names of its measures.
-PREFERENCES = {
-    "dpo": {
-        "reward_accuracy": "reward accuracy {:.1%}",
-        "logp_accuracy": "raw logp accuracy {:.1%}",
-        "reward_margin": "margin {:.2f}",
-        "chosen_gain_a_token": "chosen answers {:+.2f} nats a token",
-        "kl": "KL {:.2f} nats an answer",
-    },
-    "reward": {
-        "accuracy": "accuracy {:.1%}",
-        "score_chosen": "score {:.2f} of the chosen",
-        "score_rejected": "{:.2f} of the rejected",
-        "calibration_error": "calibration error {:.3f}",
-    },
-    "ppo": {
-        "proxy": "score {:.2f}",
-        "gold": "gold score {:.2f}",
-        "kl": "KL {:.2f} nats an answer",
-        "cautious": "cautious {:.1%}",
-        "keeps_content": "keeps the content {:.1%}",
-        "repeats": "repeats itself {:.1%}",
-        "length": "{:.1f} tokens an answer",
-    },
-}
+def held_out(stage: str, measures: Mapping[str, float]) -> str:
+    """What a stage's objective came to on held-out rows, in one line; empty where nothing did.
 
-
-def preferences(stage: str, measures: Mapping[str, float]) -> str:
-    """What a preference stage came to on held-out rows, in one line; empty where there are none."""
-    forms = PREFERENCES.get(stage, {})
-    said = [form.format(measures[name]) for name, form in forms.items() if name in measures]
-    return f"{stage}, held out: {', '.join(said)}".replace("%", " %") if said else ""
+    A measure without an entry is said by its plain name.
+    """
+    named = {f"validation/{name}": value for name, value in measures.items()}
+    said = [measure(n).said(named[n]) for n in in_order(named) if measure(n).phrase]
+    return f"{stage}, held out: {', '.join(said)}" if said else ""
 
 
 def columns(texts: Mapping[str, str]) -> Table:

@@ -3,12 +3,12 @@
 python experiments/chapter/make.py
 """
 
-import json
 from pathlib import Path
 from statistics import mean
 
 from drbode.evaluation.inference import difference, mean_interval
 from drbode.evaluation.statistics import mcnemar_exact
+from drbode.record import load_record
 
 POINTS = ("base", "sft", "dpo")
 
@@ -16,12 +16,12 @@ POINTS = ("base", "sft", "dpo")
 def main() -> None:
     variants: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for file in sorted((Path(__file__).parent / "records").glob("*.json")):
-        record = json.loads(file.read_text())
-        config, results = record["config"], {"base": record["base"], **record["stages"]}
+        record = load_record(file, "take it from the repository again")
+        config = record.config
         key = (config["sft"]["format"], config["benchmark"]["protocol"])
         seeds = variants.setdefault(key, {name: {} for name in POINTS})
         for name in POINTS:
-            seeds[name][config["seed"]] = 100 * results[name]["summary"]["accuracy"]
+            seeds[name][config["seed"]] = 100 * record.measures[f"{name}/accuracy"]
     print("| trained on | asked by | base | after SFT | after DPO | DPO less SFT, points | p |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for (trained, asked), seeds in sorted(variants.items()):

@@ -4,12 +4,12 @@ python experiments/fewshot/make.py [outputs]
 """
 
 import csv
-import json
 import sys
 from pathlib import Path
 from statistics import mean
 
 from drbode.evaluation.inference import mean_interval
+from drbode.record import load_record
 
 RESULTS = Path(__file__).parent / "results.csv"
 KEYS = ("split", "choice", "shots", "fewshot_seed")
@@ -19,12 +19,14 @@ VALUES = ("accuracy", "seconds_per_question", "tokens_per_question", "shared_tok
 def gather(folder: Path) -> None:
     rows = []
     for file in folder.glob("eval-*/record.json"):
-        record = json.loads(file.read_text())
-        asked, result = record["config"]["benchmark"], record["result"]
-        shots = asked["num_fewshot"]
-        choice = asked["fewshot_choice"] if shots else "none"
-        values = {"accuracy": 100 * result["summary"]["accuracy"], **result["cost"]}
-        row = [asked["split"], choice, shots, asked["fewshot_seed"] if choice == "fixed" else 0]
+        record = load_record(file, "run it again")
+        benchmark = record.config["benchmark"]
+        shots = benchmark["num_fewshot"]
+        choice = benchmark["fewshot_choice"] if shots else "none"
+        values = {name: record.measures[f"model/{name}"] for name in VALUES}
+        values["accuracy"] *= 100
+        seed = benchmark["fewshot_seed"] if choice == "fixed" else 0
+        row = [benchmark["split"], choice, shots, seed]
         rows.append(row + [f"{values[name]:.5g}" for name in VALUES])
     with RESULTS.open("w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")

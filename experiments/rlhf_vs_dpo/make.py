@@ -4,15 +4,15 @@ python experiments/rlhf_vs_dpo/make.py RUNS [RUNS ...]
 """
 
 import csv
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from drbode.evaluation.inference import difference
+from drbode.record import Record, load_record, write_json
 
 HERE = Path(__file__).parent
 COLUMNS = ("kl", "proxy", "gold", "keeps_content", "length", "repeats")
@@ -25,12 +25,11 @@ def gather(folders: list[Path]) -> None:
     """Copies records, and what PPO's rollouts came to, iteration by iteration, as a table."""
     rows = []
     for file in sorted(file for folder in folders for file in folder.glob("*/record.json")):
-        record = json.loads(file.read_text())
-        record["overrides"] = [o for o in record["overrides"] if not o.startswith("output_dir=")]
-        target = HERE / "records" / f"{file.parent.name}.json"
-        target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        if "ppo" in record["stages"]:
-            config = record["config"]
+        record = load_record(file, "run it again")
+        record.overrides = [o for o in record.overrides if not o.startswith("output_dir=")]
+        write_json(HERE / "records" / f"{file.parent.name}.json", asdict(record))
+        if "ppo" in record.stages:
+            config = record.config
             rows += [
                 (config["ppo"]["beta"], config["seed"], number, *values)
                 for number, values in enumerate(iterations(file.parent / "metrics.csv"), 1)
@@ -67,27 +66,29 @@ def last_stages() -> None:
         "| after it, % | gold score | cautious, % | content kept, % | KL, nats "
         "| wins over sft by gold, % |\n|---|" + "--:|" * 9
     )
-    records = [json.loads(file.read_text()) for file in (HERE / "records").glob("*.json")]
+    files = (HERE / "records").glob("*.json")
+    records = [load_record(file, "take it from the repository again") for file in files]
     for record in sorted(records, key=order):
-        stages, config = record["stages"], record["config"]
+        stages, config = record.stages, record.config
         last = list(stages)[-1]
-        seconds = [stage["seconds"] for name, stage in stages.items() if name != "sft"]
-        opened = stages[last]["open"]
+        seconds = [stage.seconds for name, stage in stages.items() if name != "sft"]
+        opened = stages[last].open
+        assert opened is not None, "the last stage aligns"
         summary, wins = opened["summary"], opened["against"]["sft"]["win_rate"]["gold"]
         low, high = wins["interval"]
         print(
             f"| {last}, beta {config[last]['beta']:g} | {config['seed']} | {sum(seconds):.0f}"
-            + (f" ({stages['reward']['seconds']:.0f})" if "reward" in stages else "")
-            + "".join(f" | {100 * stages[s]['summary']['accuracy']:.1f}" for s in ("sft", last))
+            + (f" ({stages['reward'].seconds:.0f})" if "reward" in stages else "")
+            + "".join(f" | {100 * record.measures[f'{s}/accuracy']:.1f}" for s in ("sft", last))
             + f" | {summary['gold']:.2f} | {100 * summary['cautious']['share']:.0f}"
             f" | {100 * summary['keeps_content']['share']:.0f}"
-            f" | {stages[last]['measures']['kl']:.1f}"
+            f" | {record.measures[f'{last}/validation/kl']:.1f}"
             f" | {100 * wins['rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}] |"
         )
 
 
-def order(record: dict[str, Any]) -> tuple[str, float, int]:
-    last, config = list(record["stages"])[-1], record["config"]
+def order(record: Record) -> tuple[str, float, int]:
+    last, config = list(record.stages)[-1], record.config
     return last, -config[last]["beta"], config["seed"]
 
 

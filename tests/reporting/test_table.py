@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from statsmodels.stats.multitest import multipletests
 
 from drbode import report
 from drbode.config import BadInput
+from drbode.record import Inputs, Measured, Record, from_json, measures_of
 from drbode.reporting import outputs
 from drbode.reporting.figures import figures
 from drbode.reporting.page import to_html
 from drbode.reporting.runs import read_runs, record_files
 from drbode.reporting.table import AblationTable, build_table
 from tests import offline_wandb
+from tests.conftest import stage_record
 from tests.test_train import door
 
 ACCURACY = {  # by method and seed
@@ -45,6 +48,7 @@ def record(words: list[str], accuracy: float | None, **changes: Any) -> dict[str
     if config["method"] not in ("lora", "qlora"):
         del config["lora"]
     data: dict[str, Any] = {
+        "schema": 2,
         "started": f"2026-01-01T00:00:{len(words):02}{pairs['seed']}",
         "ended": "2026-01-01T00:01:00",
         "status": "finished",
@@ -58,26 +62,30 @@ def record(words: list[str], accuracy: float | None, **changes: Any) -> dict[str
         return data | {"status": "failed", "error": "BadInput: it is too hot"}
     part = {"accuracy": accuracy}
     summary = part | {"questions": 200, "parts": {"fáceis": part, "difíceis": part}}
-    stage = {
-        "summary": summary | {"ece": 0.1, "stop_rate": None},
-        "validation_loss": 1 - accuracy,
-        "measures": {"logp_accuracy": 0.9, "unheard_of": 3.0},
-        "artefact_bytes": 1 << 20,
-        "seconds": 10.0 + len(config["method"]),
-        "tokens": 5000,
-        "peak_memory_gib": 0.5,
-    }
-    return (
-        data
-        | {
-            "base": {"summary": summary},
-            "stages": {"sft": stage},
-            "model": {"trainable_parameters": 1000 * len(config["method"])},
-            "data": {"benchmark": {"digest": "d"}},
-            "machine": {"cpu": "c", "accelerator": "cpu", "precision": "p", "dtype": "fp32"},
-        }
-        | changes
+    stage = replace(
+        stage_record(),
+        summary=summary,
+        validation_loss=1 - accuracy,
+        measures={"logp_accuracy": 0.9, "unheard_of": 3.0, "accuracy": 1.0},
+        artefact_bytes=1 << 20,
+        seconds=10.0 + len(config["method"]),
+        tokens=5000,
     )
+    made = Record(
+        **data,
+        base=Measured(summary=summary, cost={}, forgetting={}),
+        stages={"sft": stage},
+        model={"trainable_parameters": 1000 * len(config["method"])},
+        data=Inputs(stages={}, benchmark={"digest": "d"}),
+        machine={"cpu": "c", "accelerator": "cpu", "precision": "p", "dtype": "fp32"},
+    )
+    return with_measures(made) | changes
+
+
+def with_measures(made: Record | dict[str, Any]) -> dict[str, Any]:
+    """The data of a record as a run saves it."""
+    made = from_json(made) if isinstance(made, dict) else made
+    return asdict(replace(made, measures=measures_of(made)))
 
 
 def store(folder: Path, name: str, data: dict[str, Any]) -> None:
@@ -125,8 +133,8 @@ def test_the_best_group_is_what_no_test_tells_from_the_best(study: Path) -> None
         store(study, f"twin-{seed}", record(words, accuracy))
     best = {row.name for row in table_of(study).rows if row.best}
     assert best == {"method=full", "method=full sft.learning_rate=0.1"}
-    assert table_of(study, measure_name="validation_loss/sft").rows  # lower is better there
-    lowest = table_of(study, measure_name="validation_loss/sft")
+    lowest = table_of(study, measure_name="validation_loss")  # lower is better there
+    assert lowest.measure == "sft/validation/loss"
     assert {row.name for row in lowest.rows if row.best} == best
 
 
@@ -165,9 +173,71 @@ def test_accuracy_on_questions_not_trained_on_has_its_column(tmp_path: Path) -> 
     for seed, accuracy in enumerate((0.6, 0.8)):
         data = record([f"seed={seed}"], accuracy)
         data["stages"]["sft"]["summary"]["clean"] = {"accuracy": accuracy / 2}
-        store(tmp_path, f"run-{seed}", data)
+        store(tmp_path, f"run-{seed}", with_measures(data))
     heads, (row,) = table_of(tmp_path).grid()
     assert row[heads.index("not trained on, %")].text == "35.0"
+
+
+def test_a_run_that_ends_in_a_reward_model_shows_the_accuracy_on_the_benchmark(
+    tmp_path: Path,
+) -> None:
+    """And that of the reward model, on pairs, under another name."""
+    for seed, accuracy in enumerate((0.55, 0.6)):
+        data = record([f"seed={seed}"], accuracy)
+        own = {"measures": {"accuracy": 1.0, "calibration_error": 0.01}, "validation_loss": 0.1}
+        data["stages"]["reward"] = data["stages"]["sft"] | own
+        data["config"] |= {"stages": ["sft", "reward"], "reward": data["config"]["sft"]}
+        store(tmp_path, f"run-{seed}", with_measures(data))
+    table = table_of(tmp_path)
+    (row,) = table.rows
+    assert row.of("accuracy") == [0.55, 0.6]
+    assert row.of("validation/accuracy") == [1.0, 1.0]
+    assert row.of("reward/validation/loss") == [0.1, 0.1]
+    heads, (cells,) = table.grid()
+    assert cells[heads.index("accuracy, %")].text.startswith("57.5")
+    assert cells[heads.index("pairs ranked right, %")].text == "100.0"
+    assert heads.index("validation loss of reward")
+    assert "validation loss of sft" not in heads
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "value"),
+    [
+        ("accuracy", "accuracy", 0.6),
+        ("sft/accuracy", "sft/accuracy", 0.5),
+        ("base/accuracy", "base/accuracy", 0.5),
+        ("logp_accuracy", "validation/logp_accuracy", 0.9),
+        ("dpo/kl", "dpo/validation/kl", 2.0),
+        ("validation_loss", "dpo/validation/loss", 0.3),
+        ("sft/validation_loss", "sft/validation/loss", 0.5),
+        ("seconds", "seconds", 28.0),
+        ("sft/seconds", "sft/seconds", 14.0),
+    ],
+)
+def test_a_table_compares_by_what_was_measured_last_or_after_one_stage(
+    asked: str, name: str, value: float, tmp_path: Path
+) -> None:
+    data = record(["seed=0"], 0.5)
+    stage = data["stages"]["sft"]
+    changes = {"summary": stage["summary"] | {"accuracy": 0.6}, "validation_loss": 0.3}
+    data["stages"]["dpo"] = stage | changes | {"measures": {"kl": 2.0}}
+    data["config"] |= {"stages": ["sft", "dpo"], "dpo": data["config"]["sft"]}
+    store(tmp_path, "run", with_measures(data))
+    table = table_of(tmp_path, measure_name=asked)
+    assert table.measure == name
+    assert table.rows[0].of(name) == [pytest.approx(value)]
+    assert name in table.names
+
+
+def test_losses_of_different_stages_do_not_share_a_column(tmp_path: Path) -> None:
+    for last in ("sft", "cpt"):
+        data = record([f"stages=[{last}]", "seed=0"], 0.5)
+        data["stages"] = {last: data["stages"]["sft"]}
+        data["config"] |= {"stages": [last], last: data["config"]["sft"]}
+        store(tmp_path, last, with_measures(data))
+    assert {"sft/validation/loss", "cpt/validation/loss"} <= set(table_of(tmp_path).names)
+    with pytest.raises(BadInput, match=r"several stages have validation_loss; .*sft/validation"):
+        table_of(tmp_path, measure_name="validation_loss")
 
 
 def test_a_comparison_at_equal_cost_says_so(tmp_path: Path) -> None:
@@ -214,7 +284,7 @@ def test_cells_that_came_to_the_same_run_are_one_variant(study: Path) -> None:
     [
         ({"versions": {"torch": "3"}}, "†"),
         ({"code": "def"}, "‡"),
-        ({"data": {"benchmark": {"digest": "e"}}}, "§"),
+        ({"data": {"stages": {}, "benchmark": {"digest": "e"}}}, "§"),
         (
             {"machine": {"cpu": "d", "accelerator": "cpu", "precision": "p", "dtype": "fp32"}},
             "¶",
@@ -247,7 +317,8 @@ def test_every_format_holds_the_same_numbers(study: Path) -> None:
     lora = next(row for row in flat if row["variant"] == "method=lora")
     assert float(lora["accuracy"]) == pytest.approx(0.72)
     assert float(lora["accuracy sd"]) == pytest.approx(0.0158, abs=1e-4)
-    assert "unheard_of" not in table.to_csv()
+    assert float(lora["validation/unheard_of"]) == 3.0  # which is in no registry
+    assert "unheard of" in shown
 
 
 def test_the_page_is_whole_in_itself(study: Path) -> None:
@@ -299,9 +370,9 @@ def test_seconds_hold_what_it_took_to_measure_rows_for_their_choice(tmp_path: Pa
     for chosen in ("random", "limo"):
         data = record(["method=lora", f"sft.curation={chosen}", "seed=0"], 0.5)
         if chosen == "limo":
-            data["data"] = data["data"] | {"sft": {"curation": {"seconds": 4.5}}}
+            data["data"] = data["data"] | {"curation": {"seconds": 4.5}}
         data["config"]["sft"] |= {"curation": chosen}
-        store(tmp_path, chosen, data)
+        store(tmp_path, chosen, with_measures(data))
     seconds = {row.name: row.of("seconds") for row in table_of(tmp_path).rows}
     assert seconds == {"sft.curation=random": [14.0], "sft.curation=limo": [18.5]}
 
@@ -352,15 +423,21 @@ def test_a_record_cut_in_half_is_told_and_the_rest_reported(
     half.write_text(half.read_text()[:200])
     short = study / "full-1" / "record.json"
     data = json.loads(short.read_text())
-    del data["stages"]["sft"]["summary"]["accuracy"]
+    del data["stages"]["sft"]["summary"]
     short.write_text(json.dumps(data))
     store(study, "other", {"result": 3, "ended": ""})
+    newer = json.loads((study / "full-2" / "record.json").read_text()) | {"schema": 3}
+    store(study, "newer", newer)
+    result = {"summary": {"accuracy": 0.5}, "cost": {}, "seconds": 1.0}
+    store(study, "evaluation", asdict(Record(status="finished", result=result)))
     outputs.report(record_files(study), study / "report")
     said = capsys.readouterr()
-    assert said.err.count("\n") == 3
-    assert f"{half}: is no whole record" in said.err
-    assert f"{short}: is no whole record" in said.err
-    assert "is no record of a training run" in said.err
+    assert said.err.count("\n") == 5
+    assert f"{half}: is damaged" in said.err
+    assert f"{short}: is damaged" in said.err
+    assert "other/record.json: is no record of a run" in said.err
+    assert "newer/record.json: was written by a newer drbode (schema 3" in said.err
+    assert "is the record of an evaluation, not of a run; left out" in said.err
     left = {path.name for path in (study / "report").iterdir()}
     assert {"index.html", "table.md", "table.tex", "table.csv", "intervals.png"} <= left
     assert "method=full" in said.out
