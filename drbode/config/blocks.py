@@ -162,7 +162,7 @@ class SftConfig(StageConfig):
 @dataclass(frozen=True)
 class DpoConfig(StageConfig):
     loss: Loss
-    options: dict[str, float]
+    options: dict[str, float] | None
     beta: Positive
     label_smoothing: Annotated[float, Range(0, 0.49)]
     nll_weight: NotNegative

@@ -138,7 +138,7 @@ def _loss(config: "TrainConfig") -> Iterator[str]:
     if "dpo" not in config.stages or is_function(config.dpo.loss):
         return
     known = loss_traits(config.dpo.loss).options
-    for name in config.dpo.options:
+    for name in config.dpo.options or ():
         if name not in known:
             expected = f"expected some of {one_of(known)}" if known else "it has none; leave it out"
             yield (
