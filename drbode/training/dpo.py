@@ -109,7 +109,7 @@ def build(context: StageContext[DpoConfig]) -> Training:
     """The reference's logps are computed here, once, where the loss reads them."""
     config = context.config
     train, validation = context.train, context.validation
-    if loss_traits(config.loss).needs_reference:
+    if config.needs_reference:
         train = _with_reference(context, train)
         validation = None if validation is None else _with_reference(context, validation)
     loader = StepLoader(train.trees, config, context.run.seed)
