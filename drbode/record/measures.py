@@ -21,12 +21,12 @@ RUN = "run"
 TRAIN_LOSS, LOSS = "train/loss", "validation/loss"  # in a unit of each stage's own
 MIB = 1 << 20
 
-Found = dict[str, float | None]  # None: was not measured
+Numbers = dict[str, float | None]  # None: was not measured
 
 
 def measures_of(record: Record) -> dict[str, float]:
     """The numbers of a record by their names, the base's first and the run's last."""
-    owners: dict[str, Found] = {}
+    owners: dict[str, Numbers] = {}
     if record.base is not None:
         owners[BASE] = _policy(record.base)
     for name, stage in record.stages.items():
@@ -37,8 +37,8 @@ def measures_of(record: Record) -> dict[str, float]:
         owners[RUN] = _run(record)
     return {
         f"{owner}/{name}": float(value)
-        for owner, own in owners.items()
-        for name, value in own.items()
+        for owner, numbers in owners.items()
+        for name, value in numbers.items()
         if value is not None
     }
 
@@ -49,15 +49,15 @@ def measured_last(measures: Mapping[str, float]) -> dict[str, float]:
     After stages sft and reward, `accuracy` is that after reward. A loss keeps its stage, the last
     one, for stages minimise different things: `reward/validation/loss`.
     """
-    found = {}
+    last = {}
     losses = {}
     for name, value in measures.items():
         owner, _, what = name.partition("/")
         if what in (TRAIN_LOSS, LOSS):
             losses[what] = (name, value)
         elif owner != BASE:
-            found[what] = value
-    return found | dict(losses.values())
+            last[what] = value
+    return last | dict(losses.values())
 
 
 def of_open(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -70,7 +70,7 @@ def of_open(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _policy(measured: Measured) -> Found:
+def _policy(measured: Measured) -> Numbers:
     opened = (measured.open or {}).get("summary", {})
     return {
         **_benchmark(measured.summary),
@@ -80,17 +80,17 @@ def _policy(measured: Measured) -> Found:
     }
 
 
-def _benchmark(summary: Mapping[str, Any]) -> Found:
+def _benchmark(summary: Mapping[str, Any]) -> Numbers:
     parts = summary.get("parts", {})
     return {
         "accuracy": summary.get("accuracy"),
-        **{f"accuracy/{part}": own["accuracy"] for part, own in parts.items()},
+        **{f"accuracy/{part}": result["accuracy"] for part, result in parts.items()},
         "clean_accuracy": (summary.get("clean") or {}).get("accuracy"),
         **{name: summary.get(name) for name in ("ece", "brier", "unanswered", "stop_rate")},
     }
 
 
-def _general(known: Mapping[str, Any]) -> Found:
+def _general(known: Mapping[str, Any]) -> Numbers:
     """General knowledge, and what was lost of it."""
     return {
         "forgetting": known.get("forgetting"),
@@ -99,7 +99,7 @@ def _general(known: Mapping[str, Any]) -> Found:
     }
 
 
-def _training(stage: StageRecord) -> Found:
+def _training(stage: StageRecord) -> Numbers:
     return {
         TRAIN_LOSS: stage.train_loss,
         LOSS: stage.validation_loss,
@@ -113,7 +113,7 @@ def _training(stage: StageRecord) -> Found:
     }
 
 
-def _run(record: Record) -> Found:
+def _run(record: Record) -> Numbers:
     """What all stages took; `seconds` hold what it took a model to measure rows for their choice.
 
     The artefact is the last stage's.
@@ -132,10 +132,10 @@ def _run(record: Record) -> Found:
     }
 
 
-def _evaluation(result: Mapping[str, Any]) -> dict[str, Found]:
-    owners: dict[str, Found] = {RUN: {"seconds": result["seconds"]}}
+def _evaluation(result: Mapping[str, Any]) -> dict[str, Numbers]:
+    owners: dict[str, Numbers] = {RUN: {"seconds": result["seconds"]}}
     if "summary" in result:
         owners["model"] = _benchmark(result["summary"]) | result["cost"]
-    for name, own in result.get("open", {}).items():
-        owners[name] = dict(of_open(own["summary"]))
+    for model, answers in result.get("open", {}).items():
+        owners[model] = dict(of_open(answers["summary"]))
     return owners

@@ -95,7 +95,7 @@ def from_json(data: dict[str, Any]) -> Record:
     typed = {
         "data": None if inputs is None else Inputs(**inputs),
         "base": None if base is None else Measured(**base),
-        "stages": {name: StageRecord(**own) for name, own in data.get("stages", {}).items()},
+        "stages": {name: StageRecord(**stage) for name, stage in data.get("stages", {}).items()},
     }
     return Record(**data | typed)
 
@@ -132,7 +132,7 @@ def _from_first(data: dict[str, Any]) -> dict[str, Any]:
     """Schema 1: ledgers beside what else was read, and no word of what was not there."""
     changed: dict[str, Any] = {
         "schema": SCHEMA,
-        "stages": {name: _stage(name, own) for name, own in data.get("stages", {}).items()},
+        "stages": {name: _stage(name, stage) for name, stage in data.get("stages", {}).items()},
     }
     if "data" in data:
         changed["data"] = _inputs(data["data"])
@@ -144,8 +144,8 @@ def _from_first(data: dict[str, Any]) -> dict[str, Any]:
 
 def _inputs(data: dict[str, Any]) -> dict[str, Any]:
     named = {one.name for one in fields(Inputs)}
-    ledgers = {name: dict(own) for name, own in data.items() if name not in named}
-    curations = [own.pop("curation") for own in ledgers.values() if "curation" in own]
+    ledgers = {name: dict(ledger) for name, ledger in data.items() if name not in named}
+    curations = [ledger.pop("curation") for ledger in ledgers.values() if "curation" in ledger]
     beside = {name: value for name, value in data.items() if name in named}
     return {"benchmark": {}, **beside, "stages": ledgers, "curation": next(iter(curations), None)}
 
@@ -153,6 +153,6 @@ def _inputs(data: dict[str, Any]) -> dict[str, Any]:
 def _stage(name: str, data: dict[str, Any]) -> dict[str, Any]:
     stage = ONCE_UNSAID | data
     if name == "ppo" and "accuracy" in stage["measures"]:  # of the benchmark, not of its objective
-        own = {"accuracy": "benchmark_accuracy"}
-        stage["measures"] = {own.get(n, n): value for n, value in stage["measures"].items()}
+        renamed = {"accuracy": "benchmark_accuracy"}
+        stage["measures"] = {renamed.get(n, n): value for n, value in stage["measures"].items()}
     return stage

@@ -11,6 +11,7 @@ from typing import Literal
 from drbode.config import STAGES
 from drbode.record import BASE, RUN
 
+Direction = Literal["higher", "lower", "neither"]
 Section = Literal["result", "beside", "cost"]  # of the ablation table
 # Beside these, the axes of figures that hold results against costs, and the table of open answers.
 Place = Section | Literal["pareto", "over", "open"]
@@ -26,7 +27,7 @@ class Measure:
     """How a measure is read and written; `factor` takes it to the unit of its label."""
 
     label: str
-    better: Literal["higher", "lower", "neither"]
+    better: Direction
     shown: tuple[Place, ...] = ()
     form: str = ".3f"
     factor: float = 1.0
@@ -46,9 +47,7 @@ class Measure:
         return self.phrase.format(value).replace("%", " %")
 
 
-def _share(
-    label: str, better: Literal["higher", "lower", "neither"], *shown: Place, phrase: str = ""
-) -> Measure:
+def _share(label: str, better: Direction, *shown: Place, phrase: str = "") -> Measure:
     """Of a share from 0 to 1, written in percent."""
     return Measure(label, better, shown, ".1f", 100.0, phrase)
 

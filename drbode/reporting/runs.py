@@ -110,13 +110,15 @@ def _run(path: Path, record: Record) -> RunRecord:
 
 
 def _questions(record: Record) -> int:
-    assert record.base is not None, "measured before the first stage"
+    if record.base is None:
+        raise KeyError("base")
     return int(record.base.summary["questions"])
 
 
 def _conditions(record: Record) -> dict[str, str]:
     machine = record.machine
-    assert record.data is not None, "read before the first stage"
+    if record.data is None:
+        raise KeyError("data")
     return {
         "software": digest(record.versions),
         "code": str(record.code or (record.git or {}).get("commit")),

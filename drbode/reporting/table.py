@@ -199,7 +199,7 @@ def build_table(
     return AblationTable(name, chosen.name, rows, notes)
 
 
-def _whole_name(runs: Sequence[RunRecord], asked: str) -> str:
+def _whole_name(runs: Sequence[RunRecord], short: str) -> str:
     """The measure that a name stands for: one after the last stage, or `STAGE/NAME` of a stage.
 
     `validation/` may be left out where nothing else has the name, and so may the stage of a loss:
@@ -207,18 +207,18 @@ def _whole_name(runs: Sequence[RunRecord], asked: str) -> str:
     """
     last = list(dict.fromkeys(name for run in runs for name in run.measures))
     of_stages = list(dict.fromkeys(name for run in runs for name in run.of_stages))
-    if not last or asked in (*last, *of_stages):
-        return asked
-    losses = [name for name in last if name.endswith(LOSS) and asked in _names(LOSS)]
-    meant = losses or [name for name in last if asked in _names(name)]
-    meant = meant or [name for name in of_stages if asked in _names(name)]
+    if not last or short in (*last, *of_stages):
+        return short
+    losses = [name for name in last if name.endswith(LOSS) and short in _names(LOSS)]
+    meant = losses or [name for name in last if short in _names(name)]
+    meant = meant or [name for name in of_stages if short in _names(name)]
     if len(meant) == 1:
         return meant[0]
     if meant:
-        raise BadInput(f"measure: several stages have {asked}; expected {one_of(meant)}")
+        raise BadInput(f"measure: several stages have {short}; expected {one_of(meant)}")
     columns = ", ".join(in_order(name for name in last if measure(name).section))
     raise BadInput(
-        f"measure: no run has {asked}; expected one of {columns}, or another of a record's measures"
+        f"measure: no run has {short}; expected one of {columns}, or another of a record's measures"
     )
 
 

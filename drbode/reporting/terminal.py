@@ -198,9 +198,9 @@ def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
     for name in shown:
         whole = name == INTERVAL
         table.add_column(measure(name).label, justify="left" if whole else "right", no_wrap=whole)
-    for after, own in values.items():
+    for after, numbers in values.items():
         cells = [
-            share(summaries[after][name]) if name == INTERVAL else measure(name).text(own[name])
+            share(summaries[after][name]) if name == INTERVAL else measure(name).text(numbers[name])
             for name in shown
         ]
         table.add_row(after, *cells)

@@ -201,7 +201,7 @@ def test_a_run_that_ends_in_a_reward_model_shows_the_accuracy_on_the_benchmark(
 
 
 @pytest.mark.parametrize(
-    ("asked", "name", "value"),
+    ("typed", "name", "value"),
     [
         ("accuracy", "accuracy", 0.6),
         ("sft/accuracy", "sft/accuracy", 0.5),
@@ -215,7 +215,7 @@ def test_a_run_that_ends_in_a_reward_model_shows_the_accuracy_on_the_benchmark(
     ],
 )
 def test_a_table_compares_by_what_was_measured_last_or_after_one_stage(
-    asked: str, name: str, value: float, tmp_path: Path
+    typed: str, name: str, value: float, tmp_path: Path
 ) -> None:
     data = record(["seed=0"], 0.5)
     stage = data["stages"]["sft"]
@@ -223,7 +223,7 @@ def test_a_table_compares_by_what_was_measured_last_or_after_one_stage(
     data["stages"]["dpo"] = stage | changes | {"measures": {"kl": 2.0}}
     data["config"] |= {"stages": ["sft", "dpo"], "dpo": data["config"]["sft"]}
     store(tmp_path, "run", with_measures(data))
-    table = table_of(tmp_path, measure_name=asked)
+    table = table_of(tmp_path, measure_name=typed)
     assert table.measure == name
     assert table.rows[0].of(name) == [pytest.approx(value)]
     assert name in table.names
@@ -428,13 +428,15 @@ def test_a_record_cut_in_half_is_told_and_the_rest_reported(
     store(study, "other", {"result": 3, "ended": ""})
     newer = json.loads((study / "full-2" / "record.json").read_text()) | {"schema": 3}
     store(study, "newer", newer)
+    store(study, "without", newer | {"schema": 2, "base": None})
     result = {"summary": {"accuracy": 0.5}, "cost": {}, "seconds": 1.0}
     store(study, "evaluation", asdict(Record(status="finished", result=result)))
     outputs.report(record_files(study), study / "report")
     said = capsys.readouterr()
-    assert said.err.count("\n") == 5
+    assert said.err.count("\n") == 6
     assert f"{half}: is damaged" in said.err
     assert f"{short}: is damaged" in said.err
+    assert "without/record.json: is damaged (KeyError: 'base')" in said.err
     assert "other/record.json: is no record of a run" in said.err
     assert "newer/record.json: was written by a newer drbode (schema 3" in said.err
     assert "is the record of an evaluation, not of a run; left out" in said.err
