@@ -110,15 +110,12 @@ def text_bits(
     policy: Policy, documents: Sequence[Document], max_tokens: int, machine: Machine
 ) -> list[float]:
     """Bits of each document: the sum over its predicted tokens of -log2 p."""
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.inference_mode(), machine.autocast():
+    with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group in within((tree for d in documents for tree in d.trees), max_tokens):
             batch = pack(group).to(policy.device)
             sums = batch.sums(policy.logps(**batch.inputs()).double())
             found += (sums / -math.log(2)).tolist()
-    policy.network.train(training)
     trees = iter(found)
     return [sum(next(trees) for _ in document.trees) for document in documents]
 

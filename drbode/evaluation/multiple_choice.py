@@ -221,9 +221,7 @@ def _by_scores(
     render = renderer.letter if of_letters else renderer.alternatives
     asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Answer] = {}
-    training = policy.network.training
-    policy.network.eval()
-    with torch.inference_mode(), machine.autocast():
+    with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group, begin in _alike(asked, config):
             prefix = policy.prefix(begin) if begin else None
             found: list[float] = []
@@ -238,7 +236,6 @@ def _by_scores(
                 scores = {letter: next(scored) for letter in asked[i].question.alternatives}
                 best = max(scores, key=scores.__getitem__)  # of equal ones the first
                 answers[i] = _answer(asked[i], best, len(begin), scores=scores)
-    policy.network.train(training)
     return [answers[i] for i in range(len(asked))]
 
 

@@ -280,13 +280,10 @@ def _each(
     max_tokens: int,
 ) -> list[float]:
     """What `compute` makes of each completion, in evaluation mode and without gradient."""
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.no_grad(), machine.autocast():
+    with policy.evaluating(), torch.no_grad(), machine.autocast():
         for group in within(trees, max_tokens):
             found += compute(pack(group).to(policy.device)).tolist()
-    policy.network.train(training)
     return found
 
 

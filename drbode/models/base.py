@@ -177,16 +177,13 @@ class Policy(nn.Module):
 
         It holds while the weights stay as they are.
         """
-        training = self.network.training
-        self.network.eval()
-        with torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             output = self.model.base_model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.arange(len(ids), device=self.device)[None],
                 layout=((len(ids),),),
                 use_cache=True,
             )
-        self.network.train(training)
         return Prefix([layer[:2] for layer in output.past_key_values])
 
     def forward(self, compute: Callable[[], T]) -> T:
@@ -242,6 +239,16 @@ class Policy(nn.Module):
                 parameter.copy_(state[name])
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Puts the network into evaluation mode, and back into the mode that it was in."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(training)
+
+    @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Switches every dropout off, in training mode as well."""
         probabilities = {
@@ -264,13 +271,11 @@ class Policy(nn.Module):
 
         The tree functions take no padding mask, which batched generation needs.
         """
-        training = self.network.training
         self.model.set_attn_implementation("sdpa")
-        self.network.eval()
         try:
-            yield self.network
+            with self.evaluating():
+                yield self.network
         finally:
-            self.network.train(training)
             self.model.set_attn_implementation(NAMES[self.attention])
 
     def save(self, folder: Path) -> None:

@@ -17,10 +17,8 @@ def pseudo_logps(policy: Policy, sequences: Sequence[Scored], max_tokens: int) -
     `max_tokens` at once; how many changes nothing. No dropout, no gradient.
     """
     mask = policy.tokenizer.mask_token_id
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.no_grad():
+    with policy.evaluating(), torch.no_grad():
         for group in _groups(sequences, max_tokens):
             ids: list[int] = []
             positions: list[int] = []
@@ -38,7 +36,6 @@ def pseudo_logps(policy: Policy, sequences: Sequence[Scored], max_tokens: int) -
             layout = tuple((0, len(sequence)) for sequence, _ in group)
             logps = policy.logps(ids_, positions_, layout, sources_, targets_)
             found += logps.double().tolist()
-    policy.network.train(training)
     each = iter(found)
     return [[next(each) for _ in places] for _, places in sequences]
 

@@ -29,12 +29,10 @@ def difficulty(
             owners.extend([number] * len(own))
             yield from own
 
-    training = policy.network.training
-    policy.network.eval()
     losses: list[float] = []
     missed: list[int] = []
     lengths: list[int] = []
-    with machine.autocast():
+    with policy.evaluating(), machine.autocast():
         for group in within(trees(), max_tokens):
             batch = pack(group).to(policy.device)
             states = policy.hidden(**batch.sequence())[batch.sources]
@@ -42,7 +40,6 @@ def difficulty(
             wrong = _most_probable(policy, states) != batch.targets
             missed += batch.sums(wrong.double()).int().tolist()
             lengths += batch.lengths().tolist()
-    policy.network.train(training)
     return [
         Difficulty(
             sum(losses[i] for i in own) / sum(lengths[i] for i in own),
