@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from drbode.data.trees import Completion, Tree, pack
+from drbode.models.attention import tree_attention_flex, tree_attention_sdpa
 from drbode.models.base import Policy
 from tests.conftest import VOCABULARY, tiny
 
@@ -146,6 +148,29 @@ def test_without_trees_it_raises() -> None:
         policy.network(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="hold 3 tokens"):
         policy.hidden(torch.zeros(4, dtype=torch.long), torch.arange(4), ((1, 2),))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux"])
+def test_what_it_does_not_know_of_attention_is_refused(name: str, backend: str) -> None:
+    attention = {"sdpa": tree_attention_sdpa, "flex": tree_attention_flex}[backend]
+    module = torch.nn.Module()
+    module.is_causal = True  # type: ignore[assignment]
+    query, key, value = torch.randn(3, 1, 2, 4, 16)
+    options = {"scaling": 0.25, "layout": ((1, 3),)}
+    with pytest.raises(ValueError, match=f"does not know {name}"):
+        attention(module, query, key, value, None, **options, **{name: 4})
+    found, _ = attention(module, query, key, value, None, **options, **{name: None})
+    expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.25)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_a_network_with_a_window_is_refused(backend: str) -> None:
+    policy = Policy(tiny("qwen3"), None, backend)
+    policy.model.base_model.layers[1].self_attn.sliding_window = 4
+    with torch.no_grad(), pytest.raises(ValueError, match="sliding_window"):
+        policy.hidden(**pack(forest()).sequence())
 
 
 def test_batched_generation_equals_single(family: str) -> None:
