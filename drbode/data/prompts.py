@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from drbode.config import BadInput
 from drbode.data.rows import Chat, Message, Pair, Prompt, Question, Text
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 
 # What stands for a message's content while a template is read: its number between characters that
 # no text holds.

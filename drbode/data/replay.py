@@ -9,7 +9,7 @@ from drbode.config import BadInput, CptConfig
 from drbode.data.corpus import Pieces
 from drbode.data.splits import Split
 from drbode.data.steps import StepLoader, shuffled
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 
 
 class TextSteps(StepLoader):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
-Layout = tuple[tuple[int, ...], ...]  # of each tree: length of its prompt, of each completion
+from drbode.trees import Layout
 
 # What transformers hands to every attention function, and these need not read. Anything else that
 # is not None (a window, a soft cap, a sink) changes what the model computes, and is refused.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from drbode.data.curation import Difficulty
-from drbode.data.trees import Tree, pack, within
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
+from drbode.trees import Tree, pack, within
 
 STATES = 256  # of which all logits are held at once
 
@@ -35,7 +35,7 @@ def difficulty(
     with policy.evaluating(), machine.autocast():
         for group in within(trees(), max_tokens):
             batch = pack(group).to(policy.device)
-            states = policy.hidden(**batch.sequence())[batch.sources]
+            states = policy.hidden(batch)[batch.sources]
             losses += batch.sums(-policy.predicted(states, batch.targets).double()).tolist()
             wrong = _most_probable(policy, states) != batch.targets
             missed += batch.sums(wrong.double()).int().tolist()

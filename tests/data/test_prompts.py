@@ -9,8 +9,8 @@ from drbode.config import BadInput
 from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Chat, Message, Pair, parse_question
-from drbode.data.trees import Tree
 from drbode.models.base import bodinho_folder
+from drbode.trees import Tree
 
 # What Qwen3's template does that a renderer can get wrong: history loses its thinking blocks, the
 # generation prompt carries an empty one where thinking is off.

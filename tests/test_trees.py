@@ -1,4 +1,4 @@
-from drbode.data.trees import Completion, Forest, Tree, pack, within
+from drbode.trees import Completion, Forest, Tree, pack, within
 
 
 def test_packed_by_hand() -> None:
@@ -6,15 +6,15 @@ def test_packed_by_hand() -> None:
         Tree([5, 6], [Completion([7, 8], [True, True]), Completion([9], [True])]),
         Tree([], [Completion([1, 2, 3], [True, False, True])]),
     ]
-    packed = pack(trees)
-    assert packed.input_ids.tolist() == [5, 6, 7, 8, 9, 1, 2, 3]
-    assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
-    assert packed.layout == ((2, 2, 1), (0, 3))
+    batch = pack(trees)
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 1, 2, 3]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
+    assert batch.layout == ((2, 2, 1), (0, 3))
     # 7 and 9 both follow the prompt's last token; the text's first token follows nothing.
-    assert packed.sources.tolist() == [1, 2, 1, 6]
-    assert packed.targets.tolist() == [7, 8, 9, 3]
-    assert packed.owners.tolist() == [0, 0, 1, 2]
-    assert (packed.tokens, packed.completions) == (8, 3)
+    assert batch.sources.tolist() == [1, 2, 1, 6]
+    assert batch.targets.tolist() == [7, 8, 9, 3]
+    assert batch.owners.tolist() == [0, 0, 1, 2]
+    assert (batch.tokens, batch.completions) == (8, 3)
     assert [t.supervised for t in trees] == [3, 1]
 
 

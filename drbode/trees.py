@@ -1,8 +1,11 @@
-"""The one batch type: prompts with their completions, packed into a single row without padding."""
+"""The central type: a prompt with its completions, and many of them packed as the one batch.
+
+It imports nothing else of drbode: what makes trees and what runs them both build on it.
+"""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -37,6 +40,10 @@ class Tree(NamedTuple):
         """Tokens that are predicted."""
         first = 0 if self.prompt else 1
         return sum(sum(c.supervised[first:]) for c in self.completions)
+
+
+# For each tree the length of its prompt, then of each of its completions, in the order they lie.
+Layout = tuple[tuple[int, ...], ...]
 
 
 class Forest(Sequence[Tree]):
@@ -74,23 +81,25 @@ class Forest(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
+        prompt, *lengths = self._lengths[index]
         start = self._starts[index]
-        parts = []
-        for length in self._lengths[index]:
+        ids = self._ids[start : start + prompt].tolist()
+        start += prompt
+        completions = []
+        for length in lengths:
             end = start + length
             supervised = [bool(s) for s in self._supervised[start:end]]
-            parts.append(Completion(self._ids[start:end].tolist(), supervised))
+            completions.append(Completion(self._ids[start:end].tolist(), supervised))
             start = end
-        return Tree(parts[0].ids, parts[1:], self._references[index])
-
-
-# For each tree the length of its prompt, then of each of its completions, in the order they lie.
-Layout = tuple[tuple[int, ...], ...]
+        return Tree(ids, completions, self._references[index])
 
 
 @dataclass(frozen=True)
-class Trees:
-    """Packed trees: all tokens in one row, and which of them are predicted from where."""
+class Batch:
+    """Packed prompts with their completions: the one batch type.
+
+    All tokens lie in one row without padding, and it is told which are predicted from where.
+    """
 
     input_ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, " tokens"]  # distance from the start of the token's own tree branch
@@ -108,32 +117,13 @@ class Trees:
     def completions(self) -> int:
         return sum(len(lengths) - 1 for lengths in self.layout)
 
-    def sequence(self) -> dict[str, Any]:
-        """What `Policy.hidden` takes."""
-        return {
-            "input_ids": self.input_ids,
-            "positions": self.positions,
-            "layout": self.layout,
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
-
-    def inputs(self) -> dict[str, Any]:
-        """What `Policy.logps` takes."""
-        return self.sequence() | {"sources": self.sources, "targets": self.targets}
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Trees":
-        moved = (
-            t.to(device, non_blocking=non_blocking)
-            for t in (
-                self.input_ids,
-                self.positions,
-                self.sources,
-                self.targets,
-                self.owners,
-                self.reference,
-            )
-        )
-        ids, positions, sources, targets, owners, reference = moved
-        return Trees(ids, positions, self.layout, sources, targets, owners, reference)
+        return replace(self, **moved)
 
     def sums(self, logps: Float[Tensor, " supervised"]) -> Float[Tensor, " completions"]:
         """Each completion's logp: the sum over its supervised tokens."""
@@ -154,7 +144,7 @@ class Trees:
         return torch.bincount(self.owners, minlength=self.completions)
 
 
-def pack(trees: Sequence[Tree]) -> Trees:
+def pack(trees: Sequence[Tree]) -> Batch:
     """Trees, one after the other in a row: each prompt, then its completions."""
     ids: list[int] = []
     positions: list[int] = []
@@ -168,7 +158,8 @@ def pack(trees: Sequence[Tree]) -> Trees:
         last_of_prompt = len(ids) - 1
         for completion in tree.completions:
             start = len(ids)
-            for offset, (token, supervised) in enumerate(zip(*completion, strict=True)):
+            pairs = zip(completion.ids, completion.supervised, strict=True)
+            for offset, (token, supervised) in enumerate(pairs):
                 if supervised and (offset or tree.prompt):
                     sources.append(start + offset - 1 if offset else last_of_prompt)
                     targets.append(token)
@@ -177,7 +168,7 @@ def pack(trees: Sequence[Tree]) -> Trees:
             positions += range(len(tree.prompt), len(tree.prompt) + len(completion.ids))
             owner += 1
     layout = tuple((len(t.prompt), *(len(c.ids) for c in t.completions)) for t in trees)
-    return Trees(
+    return Batch(
         torch.tensor(ids, dtype=torch.long),
         torch.tensor(positions, dtype=torch.long),
         layout,
