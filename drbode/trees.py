@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class Completion(NamedTuple):
-    """Tokens that follow a prompt; those where `supervised` is true are to be predicted."""
+    """Tokens that follow a prompt; those where `supervised` is true are to be predicted.
+
+    `label` says of an unpaired preference whether the completion is desirable; None: not known.
+    """
 
     ids: list[int]
     supervised: list[bool]
+    label: bool | None = None
 
 
 class Tree(NamedTuple):
@@ -45,6 +49,8 @@ class Tree(NamedTuple):
 # For each tree the length of its prompt, then of each of its completions, in the order they lie.
 Layout = tuple[tuple[int, ...], ...]
 
+UNLABELLED = -1  # in a forest, where a label is a byte
+
 
 class Forest(Sequence[Tree]):
     """Trees in little memory: 5 bytes a token, where Python's own numbers take about 50.
@@ -58,6 +64,8 @@ class Forest(Sequence[Tree]):
         self._starts = array("q")
         self._lengths: list[tuple[int, ...]] = []  # as in a layout
         self._references: list[tuple[float, ...]] = []
+        self._labels = array("b")  # of every completion
+        self._firsts = array("q")  # of each tree: which completion is its first
         self.extend(trees)
 
     def extend(self, trees: Iterable[Tree]) -> None:
@@ -65,11 +73,13 @@ class Forest(Sequence[Tree]):
             self._starts.append(len(self._ids))
             self._lengths.append((len(tree.prompt), *(len(c.ids) for c in tree.completions)))
             self._references.append(tree.reference)
+            self._firsts.append(len(self._labels))
             self._ids.extend(tree.prompt)
             self._supervised.extend(bytes(len(tree.prompt)))
             for completion in tree.completions:
                 self._ids.extend(completion.ids)
                 self._supervised.extend(completion.supervised)
+                self._labels.append(UNLABELLED if completion.label is None else completion.label)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -86,10 +96,11 @@ class Forest(Sequence[Tree]):
         ids = self._ids[start : start + prompt].tolist()
         start += prompt
         completions = []
-        for length in lengths:
+        for number, length in enumerate(lengths, self._firsts[index]):
             end = start + length
             supervised = [bool(s) for s in self._supervised[start:end]]
-            completions.append(Completion(self._ids[start:end].tolist(), supervised))
+            label = None if self._labels[number] == UNLABELLED else bool(self._labels[number])
+            completions.append(Completion(self._ids[start:end].tolist(), supervised, label))
             start = end
         return Tree(ids, completions, self._references[index])
 
@@ -108,6 +119,7 @@ class Batch:
     targets: Int[Tensor, " supervised"]  # id of the token that is predicted
     owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
     reference: Float[Tensor, " referred"]  # the trees' own, of all completions or of none
+    labels: Bool[Tensor, " labelled"]  # the completions' own, of all or of none
 
     @property
     def tokens(self) -> int:
@@ -145,7 +157,10 @@ class Batch:
 
 
 def pack(trees: Sequence[Tree]) -> Batch:
-    """Trees, one after the other in a row: each prompt, then its completions."""
+    """Trees, one after the other in a row: each prompt, then its completions.
+
+    Raises ValueError where some completions have a label and some have none.
+    """
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
@@ -176,7 +191,18 @@ def pack(trees: Sequence[Tree]) -> Batch:
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
         torch.tensor([logp for tree in trees for logp in tree.reference], dtype=torch.float32),
+        torch.tensor(_labels(trees), dtype=torch.bool),
     )
+
+
+def _labels(trees: Sequence[Tree]) -> list[bool]:
+    completions = [completion for tree in trees for completion in tree.completions]
+    known = [c.label for c in completions if c.label is not None]
+    if known and len(known) < len(completions):
+        raise ValueError(
+            f"{len(known)} of {len(completions)} completions have a label; expected all or none"
+        )
+    return known
 
 
 def within(trees: Iterable[Tree], max_tokens: int) -> Iterator[list[Tree]]:

@@ -1,3 +1,5 @@
+import pytest
+
 from drbode.trees import Completion, Forest, Tree, pack, within
 
 
@@ -14,8 +16,28 @@ def test_packed_by_hand() -> None:
     assert batch.sources.tolist() == [1, 2, 1, 6]
     assert batch.targets.tolist() == [7, 8, 9, 3]
     assert batch.owners.tolist() == [0, 0, 1, 2]
+    assert batch.labels.tolist() == []
     assert (batch.tokens, batch.completions) == (8, 3)
     assert [t.supervised for t in trees] == [3, 1]
+
+
+def test_labels_are_those_of_all_completions_and_move_with_the_batch() -> None:
+    trees = [
+        Tree([5], [Completion([7], [True], True), Completion([9], [True], False)]),
+        Tree([6], [Completion([8], [True], False)]),
+    ]
+    batch = pack(trees)
+    assert batch.labels.tolist() == [True, False, False]
+    moved = batch.to("meta")
+    assert moved.labels.device.type == moved.input_ids.device.type == "meta"
+    assert (moved.labels.dtype, moved.labels.shape) == (batch.labels.dtype, batch.labels.shape)
+    assert moved.layout == batch.layout
+
+
+def test_labels_of_some_completions_alone_are_refused() -> None:
+    trees = [Tree([5], [Completion([7], [True], label)]) for label in (False, None, True)]
+    with pytest.raises(ValueError, match="2 of 3 completions have a label"):
+        pack(trees)
 
 
 def test_groups_keep_order_and_budget() -> None:
@@ -31,10 +53,12 @@ def test_a_forest_gives_its_trees_back_from_a_tenth_of_the_memory() -> None:
         Tree([], [Completion([7, 8, 9], [True, False, True])]),
         Tree([1, 151_936], [Completion([2], [True]), Completion([], [])], (-0.5, -0.25)),
         Tree([3], []),
+        Tree([4], [Completion([5], [True], label) for label in (False, None, True)]),
+        Tree([], [Completion([6], [False], True)]),
     ]
     forest = Forest(trees)
     assert list(forest) == trees
-    assert (len(forest), forest[1:], forest[-1]) == (3, trees[1:], trees[2])
+    assert (len(forest), forest[1:], forest[-1]) == (5, trees[1:], trees[4])
     assert not Forest()
 
     def size(make: type[list[Tree]] | type[Forest]) -> int:

@@ -155,9 +155,9 @@ class Renderer:
                 why = None if trees else f"longer than {self.max_length} tokens"
                 return Rendered(trees, cut=bool(trees), dropped=why)
             if follows:
-                ids, supervised = trees[-1].completions[0]
-                ids += before + answer
-                supervised += [False] * len(before) + [True] * len(answer)
+                turns = trees[-1].completions[0]
+                turns.ids.extend(before + answer)
+                turns.supervised.extend([False] * len(before) + [True] * len(answer))
             else:
                 trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
         return Rendered(trees)

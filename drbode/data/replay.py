@@ -80,6 +80,6 @@ def shortened(tree: Tree, tokens: int) -> Tree:
     (own,) = tree.completions
     kept = len(own.ids) - tokens
     if kept > 0:
-        return Tree(tree.prompt, [Completion(own.ids[:kept], own.supervised[:kept])])
+        return Tree(tree.prompt, [Completion(own.ids[:kept], own.supervised[:kept], own.label)])
     ids = tree.prompt[: len(tree.prompt) + kept]
     return Tree([], [Completion(ids, [False] * len(ids))])

@@ -76,7 +76,7 @@ def _digest(
     for name, tensor in sorted(weights.items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    tokens = [[t.prompt, [list(c) for c in t.completions]] for t in trees]
+    tokens = [[t.prompt, [[c.ids, c.supervised] for c in t.completions]] for t in trees]
     software = {name: versions()[name] for name in SOFTWARE}
     held = [str(policy.quantization), machine.precision, machine.attention, software]
     total.update(json.dumps([tokens, held, base is None]).encode())

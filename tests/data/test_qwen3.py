@@ -18,7 +18,7 @@ from drbode.data.prompts import Renderer
 from drbode.data.rows import Chat, Message, Pair, Prompt, parse_question
 from drbode.models.base import load_policy
 from drbode.models.generation import generate
-from drbode.trees import pack
+from drbode.trees import Completion, pack
 
 # As in Qwen3's own: thinking is taken out of earlier turns, an answer to the last question carries
 # its thinking block (an empty one where there is none), and so does a prompt with thinking off.
@@ -143,7 +143,7 @@ def test_a_row_to_the_id_with_an_empty_thought_and_its_end(renderer: Renderer, e
         *letters("assistant\n"),
         *EMPTY_THOUGHT,
     ]
-    assert tree.completions == [([*letters("sim"), END], [True] * 4)]
+    assert tree.completions == [Completion([*letters("sim"), END], [True] * 4)]
 
 
 def test_what_is_trained_is_what_generation_goes_on_from(
