@@ -17,13 +17,13 @@ from drbode.data import fewshot, sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
-from drbode.data.trees import Tree, pack, within
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.evaluation.statistics import brier, expected_calibration_error, paired, wilson
 from drbode.models.base import Policy
 from drbode.models.generation import generate
 from drbode.models.machine import Machine
 from drbode.models.pseudo import pseudo_logps
+from drbode.trees import Tree, pack, within
 
 CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
 CLEAN = "clean"  # the part of the questions that were not trained on, where others were
@@ -221,9 +221,7 @@ def _by_scores(
     render = renderer.letter if of_letters else renderer.alternatives
     asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Answer] = {}
-    training = policy.network.training
-    policy.network.eval()
-    with torch.inference_mode(), machine.autocast():
+    with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group, begin in _alike(asked, config):
             prefix = policy.prefix(begin) if begin else None
             found: list[float] = []
@@ -231,14 +229,13 @@ def _by_scores(
             rests = (Tree(tree.prompt[len(begin) :], tree.completions) for tree in trees)
             for few in within(rests, config.max_tokens):
                 batch = pack(few).to(policy.device)
-                logps = policy.logps(**batch.inputs(), prefix=prefix).double()
+                logps = policy.logps(batch, prefix=prefix).double()
                 found += (batch.sums(logps) / (1 if of_letters else batch.lengths())).tolist()
             scored = iter(found)
             for i in group:
                 scores = {letter: next(scored) for letter in asked[i].question.alternatives}
                 best = max(scores, key=scores.__getitem__)  # of equal ones the first
                 answers[i] = _answer(asked[i], best, len(begin), scores=scores)
-    policy.network.train(training)
     return [answers[i] for i in range(len(asked))]
 
 
