@@ -101,9 +101,9 @@ def _train(asked: TrainConfig, run: "Run") -> None:
     from drbode.training.loggers import log_table, open_loggers
     from drbode.training.stages import Surroundings, check_score, restore_stage, run_stage
 
-    machine = machines.resolve(asked.trainer, asked.model, asked.method)
+    machine = machines.resolve(asked.trainer, asked.model, asked.traits)
     stages = {
-        stage: replace(block, optimizer=machine.optimizer(stage, block, asked.method))
+        stage: replace(block, optimizer=machine.optimizer(stage, block, asked.traits))
         for stage, block in ((stage, asked.stage(stage)) for stage in asked.stages)
     }
     if asked.method != "qlora" and quantization_of(asked.model) is not None:
@@ -118,7 +118,7 @@ def _train(asked: TrainConfig, run: "Run") -> None:
         policy = load_policy(
             asked.model, machine.torch_dtype, machine.attention, asked.seed, held, asked.model_kind
         )
-        wrap(policy, asked)
+        wrap(policy, asked.tuning())
         policy.network.to(machine.accelerator)
         return policy
 

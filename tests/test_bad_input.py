@@ -74,7 +74,7 @@ def write_models(folder: Path) -> None:
     from drbode.models.methods import wrap
 
     policy = base.load_policy(asked.model, torch.float32, "sdpa")
-    wrap(policy, asked)
+    wrap(policy, asked.tuning())
     good, file = folder / "adapter", "adapter_model.safetensors"
     policy.save(good)
     tensors = load_file(good / file)

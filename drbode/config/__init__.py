@@ -73,6 +73,7 @@ from drbode.config.schema import (
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
+    Tuning,
 )
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "Task",
     "TrainConfig",
     "TrainerConfig",
+    "Tuning",
     "WandbConfig",
     "build",
     "compose",

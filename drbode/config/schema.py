@@ -55,6 +55,21 @@ OPTIONAL_BLOCKS: set[str] = {
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a method is told of the config: all that decides which tensors train, and from where."""
+
+    method: Method
+    seed: int  # of what is random in an adapter
+    next_sentences: bool  # whether a loss reaches an encoder's head for next sentences
+    lora: LoraConfig
+    adapter: AdapterConfig
+
+    @property
+    def traits(self) -> MethodTraits:
+        return METHODS[self.method]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`conf/train.yaml` as composed: what one run is to do."""
 
@@ -91,6 +106,10 @@ class TrainConfig:
     def traits(self) -> MethodTraits:
         """What the method is."""
         return METHODS[self.method]
+
+    def tuning(self) -> Tuning:
+        """What the method is told."""
+        return Tuning(self.method, self.seed, self.mlm.nsp, self.lora, self.adapter)
 
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)

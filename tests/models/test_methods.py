@@ -84,7 +84,7 @@ def test_a_quantized_base_is_the_same_in_training_and_evaluation(
 def wrapped(network_of: Any) -> Any:
     def make(family: str, method: Method, *more: str) -> Policy:
         policy: Policy = network_of(family, method)
-        wrap(policy, words(method, *more))
+        wrap(policy, words(method, *more).tuning())
         policy.network.eval()  # GPT-2 has dropout of its own
         return policy
 
@@ -303,7 +303,7 @@ def test_bitfit_trains_the_norms_of_qwen3_1_7b() -> None:
     )
     with torch.device("meta"):
         policy = Policy(Qwen3ForCausalLM(shape), None)
-        wrap(policy, words("bitfit"))
+        wrap(policy, words("bitfit").tuning())
     assert policy.count()[0] == 123_904
 
 
@@ -405,7 +405,7 @@ def test_the_adapter_start_follows_the_seed(wrapped: Any) -> None:
 )
 def test_a_target_that_cannot_be_adapted_is_named(key: str, named: str) -> None:
     with pytest.raises(BadInput, match=named) as error:
-        wrap(Policy(tiny("qwen3"), None), words("lora", key))
+        wrap(Policy(tiny("qwen3"), None), words("lora", key).tuning())
     assert str(error.value).startswith(key.split("=")[0])
 
 
@@ -419,18 +419,18 @@ def test_an_adapter_is_trained_further_in_its_own_shape(
     policy.save(tmp_path / "saved")
     config = words(method, f"model.path={tmp_path / 'saved'}")
     again = load_policy(config.model, torch.float32, "sdpa", 0, quantization_of(config.model))
-    wrap(again, config)
+    wrap(again, config.tuning())
     again.network.eval()
     assert set(again.trainable()) == names
     torch.testing.assert_close(generated(again), generated(policy), atol=1e-6, rtol=0)
     with pytest.raises(BadInput, match="which is an adapter"):
-        wrap(again, words("full"))
+        wrap(again, words("full").tuning())
     other: Method = "bitfit" if method != "bitfit" else "adapter"
     with pytest.raises(BadInput, match=f"which {other} cannot train further"):
-        wrap(again, words(other))
+        wrap(again, words(other).tuning())
     if method == "lora":
         with pytest.raises(BadInput, match=r"lora.r: .* r 4, got 8; set lora.r=4"):
-            wrap(again, asked("method=lora", "lora.r=8"))
+            wrap(again, asked("method=lora", "lora.r=8").tuning())
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "adapter", "bitfit"])
@@ -440,7 +440,7 @@ def test_next_sentence_prediction_trains_its_head_and_without_it_nothing_does(
     encoder = ("stages=mlm", "model=bertinho")
     for nsp in (False, True):
         policy = network_of("bert", method)
-        wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}"))
+        wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}").tuning())
         trained_here = {n for n in policy.trainable() if idle("bert", n)}
         assert bool(trained_here) == (nsp and method != "adapter")
         hidden = policy.hidden(**BATCH.sequence())
@@ -463,7 +463,7 @@ def test_bitfit_trains_a_thousandth_of_bertimbau() -> None:
 
     with torch.device("meta"):
         policy = Policy(BertForPreTraining(BertConfig(vocab_size=29_794)), None)
-        wrap(policy, words("bitfit"))
+        wrap(policy, words("bitfit").tuning())
     trainable, total = policy.count()
     layer = 2 * 2 * 768 + 4 * 768 + 3072 + 768  # two norms, attention's four, the MLP's two
     assert trainable == 12 * layer + 2 * 768 + 3 * 768  # after the embeddings, and in the head
