@@ -15,6 +15,7 @@ from drbode.config.blocks import (
     ModelConfig,
     OpenConfig,
     Optimizer,
+    PeftConfig,
     PpoConfig,
     QloraConfig,
     RewardConfig,
@@ -56,7 +57,7 @@ from drbode.config.door import (
     refuse_search,
     refuse_unread,
 )
-from drbode.config.errors import FORBIDDEN, FULL, BadInput, one_of, unwritable
+from drbode.config.errors import FORBIDDEN, FULL, BadInput, nearest, one_of, unwritable
 from drbode.config.functions import is_function, load_function, source_digest
 from drbode.config.identity import (
     BERTINHO,
@@ -112,6 +113,7 @@ __all__ = [
     "OpenConfig",
     "Optimizer",
     "Outcome",
+    "PeftConfig",
     "PpoConfig",
     "ProtocolTraits",
     "QloraConfig",
@@ -141,6 +143,7 @@ __all__ = [
     "load_function",
     "loss_traits",
     "names",
+    "nearest",
     "one_of",
     "open_door",
     "plain",

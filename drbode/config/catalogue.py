@@ -104,6 +104,7 @@ METHODS: dict[str, MethodTraits] = {
     ),
     "adapter": MethodTraits("drbode.models.methods:bottleneck", ("adapter",)),
     "bitfit": MethodTraits("drbode.models.methods:bitfit"),
+    "peft": MethodTraits("drbode.models.tuners:tuner", ("peft",)),
 }
 Method = Annotated[str, OneOf(METHODS)]
 

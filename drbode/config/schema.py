@@ -22,6 +22,7 @@ from drbode.config.blocks import (
     ModelConfig,
     NotNegative,
     OpenConfig,
+    PeftConfig,
     PpoConfig,
     QloraConfig,
     RewardConfig,
@@ -63,6 +64,7 @@ class Tuning:
     next_sentences: bool  # whether a loss reaches an encoder's head for next sentences
     lora: LoraConfig
     adapter: AdapterConfig
+    peft: PeftConfig | None  # of method peft alone
 
     @property
     def traits(self) -> MethodTraits:
@@ -85,6 +87,7 @@ class TrainConfig:
     lora: LoraConfig
     qlora: QloraConfig
     adapter: AdapterConfig
+    peft: PeftConfig
     cpt: CptConfig
     sft: SftConfig
     dpo: DpoConfig
@@ -109,7 +112,14 @@ class TrainConfig:
 
     def tuning(self) -> Tuning:
         """What the method is told."""
-        return Tuning(self.method, self.seed, self.mlm.nsp, self.lora, self.adapter)
+        return Tuning(
+            method=self.method,
+            seed=self.seed,
+            next_sentences=self.mlm.nsp,
+            lora=self.lora,
+            adapter=self.adapter,
+            peft=self.peft if "peft" in self.traits.blocks else None,
+        )
 
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
@@ -223,9 +233,10 @@ class TrainConfig:
     def run_name(self) -> str:
         """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
         blocks = self.traits.blocks
-        rank = f"-r{self.lora.r}" if "lora" in blocks else ""
-        rank += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""
-        return f"{self.method}{rank}-{'-'.join(self.stages)}-{digest(self.effective())}"
+        kind = f"-r{self.lora.r}" if "lora" in blocks else ""
+        kind += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""
+        kind += f"-{str(self.peft.type).lower()}" if "peft" in blocks else ""
+        return f"{self.method}{kind}-{'-'.join(self.stages)}-{digest(self.effective())}"
 
 
 @dataclass(frozen=True)

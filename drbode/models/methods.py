@@ -4,18 +4,18 @@ One function a method, named in the catalogue of `drbode.config`: of the model a
 gives the adapter's peft config, or has tensors of the network's own train and gives None.
 """
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from drbode.config import METHODS, BadInput, LoraConfig, Tuning, load_function, one_of
 from drbode.models.adapters import SUBLAYERS, BitfitConfig, BottleneckConfig, vectors
-from drbode.models.base import FAMILIES, Policy
+from drbode.models.base import FAMILIES, Policy, without_peft_warnings
 
 # What of an adapter's config has to be as asked where it is trained further, and the key it has.
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -29,8 +29,8 @@ def wrap(policy: Policy, tuning: Tuning) -> None:
     """Makes the policy trainable as `tuning` says, in place; what is random follows its seed.
 
     A policy that already carries an adapter trains that one further. The logits are those of the
-    policy as it came, exactly (olora and pissa: up to rounding). Raises BadInput where the method
-    does not fit the policy.
+    policy as it came, exactly (olora and pissa: up to rounding; tuners of peft's that begin
+    elsewhere: near them). Raises BadInput where the method does not fit the policy.
     """
     network = policy.network
     earlier = network.peft_config["default"] if isinstance(network, peft.PeftModel) else None
@@ -44,12 +44,31 @@ def wrap(policy: Policy, tuning: Tuning) -> None:
     if earlier is not None:
         _check_same(earlier, adapter, tuning)
     elif adapter is not None:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            # peft's own call of torch's checkpoint
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-            torch.manual_seed(tuning.seed)
-            policy.network = peft.get_peft_model(policy.model, adapter)
+        policy.network = _attach(policy.model, adapter, tuning)
     policy.network.train()
+
+
+def _attach(model: Any, adapter: peft.PeftConfig, tuning: Tuning) -> peft.PeftModel:
+    """The model in a new adapter. Raises BadInput where the one does not fit the other."""
+    key, kind = next(iter(tuning.traits.blocks), "method"), adapter.peft_type.value
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.random.fork_rng(), without_peft_warnings():
+        torch.manual_seed(tuning.seed)
+        try:
+            network = peft.get_peft_model(model, adapter)
+        except Exception as error:  # each tuner checks by itself, and raises what it likes
+            raise BadInput(
+                f"{key}: peft cannot put {kind} with these options on the model ({error}); change "
+                "the options, or choose another method"
+            ) from None
+    if (model.get_input_embeddings(), model.get_output_embeddings()) != ends:
+        raise BadInput(
+            f"{key}: {kind} with these options changes the head or the embeddings, which are one "
+            "tensor in tied models; leave them out of what it is put on"
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise BadInput(f"{key}: {kind} finds nothing in the model to train; choose another method")
+    return network
 
 
 def full(model: Any, tuning: Tuning) -> None:
@@ -61,7 +80,8 @@ def full(model: Any, tuning: Tuning) -> None:
 
 def lora(model: Any, tuning: Tuning) -> peft.PeftConfig:
     """Low-rank adaptation, also of a base that is held in 4 bits; see the block `lora`."""
-    block, names = tuning.lora, _linear_names(model)
+    block = tuning.lora
+    names = {layer.split(".")[-1] for layer in linear_layers(model)}
     assert block.alpha != "auto", "resolved at the door"
     _check_lora(model, block, names)
     targets = block.target_modules
@@ -129,16 +149,24 @@ def task(model: Any) -> str | None:
     return "CAUSAL_LM" if FAMILIES[model.config.model_type] == "decoder" else None
 
 
-def _linear_names(model: Any) -> set[str]:
-    """The last parts of the linear layers' names, without the head's and the embeddings'."""
-    linear = (nn.Linear, Conv1D)
-    names = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, linear)}
-    return names - {n.split(".")[-1] for n, m in model.named_modules() if is_tied_or_head(model, m)}
+def bare_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """The modules of the model and their names, as they are without an adapter around them."""
+    adapted: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(adapted):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted += (f"{name}.",)
+            yield name, module.get_base_layer()
+        else:
+            yield name, module
 
 
-def is_tied_or_head(model: Any, module: nn.Module) -> bool:
-    """The head and the embeddings: one tensor in tied models, and read as plain matrices here."""
-    return module is model.get_output_embeddings() or module is model.get_input_embeddings()
+def linear_layers(model: Any) -> list[str]:
+    """Full names of the linear layers but the head, which is the embeddings' tensor where tied."""
+    head = model.get_output_embeddings()
+    linear = ((n, m) for n, m in bare_modules(model) if isinstance(m, nn.Linear | Conv1D))
+    return [name for name, module in linear if module is not head]
 
 
 def _check_lora(model: Any, block: LoraConfig, names: set[str]) -> None:
@@ -181,10 +209,19 @@ def _check_same(earlier: peft.PeftConfig, wanted: peft.PeftConfig, tuning: Tunin
             f"method: model.path is an adapter of the kind {str(earlier.peft_type.value).lower()}, "
             f"which {tuning.method} cannot train further; choose the method it was trained by"
         )
-    for name, key in SHAPES[str(wanted.peft_type.value)].items():
-        before, now = getattr(earlier, name), getattr(wanted, name)
+    if tuning.peft is not None:
+        shape: Mapping[str, str] = dict.fromkeys(tuning.peft.options or (), "peft.options")
+    else:
+        shape = SHAPES[str(wanted.peft_type.value)]
+    for name, key in shape.items():
+        before, now = _plain(getattr(earlier, name)), _plain(getattr(wanted, name))
         if before != now:
+            remedy = f"set {key}={str(before).lower()}" if tuning.peft is None else "leave it out"
             raise BadInput(
-                f"{key}: model.path is an adapter with {name} {before}, got {now}; set "
-                f"{key}={str(before).lower()}"
+                f"{key}: model.path is an adapter with {name} {before}, got {now}; {remedy}"
             )
+
+
+def _plain(value: Any) -> Any:
+    """A field of an adapter's config, in which peft keeps names in sets."""
+    return sorted(value) if isinstance(value, set | list) else value
