@@ -72,7 +72,7 @@ def tuner(model: Any, tuning: Tuning) -> peft.PeftConfig:
     values = {
         **STARTS.get(kind, {}),
         "target_modules": targets,
-        # GPT-2's layers keep their weights transposed.
+        # GPT-2's layers keep their weights transposed; peft warns where this is not said.
         "fan_in_fan_out": model.config.model_type == "gpt2",
         **options,
     }

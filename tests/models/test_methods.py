@@ -655,6 +655,20 @@ def test_it_is_known_whether_the_base_is_held(
     assert policy.holds_base == config.peft.keeps_base == held
 
 
+@pytest.mark.parametrize(("kind", "swapped"), [("IA3", True), ("VERA", False)])
+def test_an_adapter_with_a_drawn_part_is_put_beside_the_other(
+    kind: str, swapped: bool, tmp_path: Path, wrapped: Any
+) -> None:
+    """Other tensors in one network make another adapter only where all that differs is trained."""
+    policy = wrapped("qwen3", kind)
+    for name in ("one", "two"):
+        trained(policy)
+        policy.save(tmp_path / name)
+    other = tuned(kind, None, f"model.path={tmp_path / 'one'}").model
+    state = base._same_adapter(policy, str(tmp_path / "two"), other)
+    assert (state is not None) == swapped
+
+
 @pytest.mark.parametrize("option", ["rank_dropout", "module_dropout"])
 def test_dropout_of_a_tuner_can_be_switched_off(option: str, network_of: Any) -> None:
     policy = network_of("qwen3", None)
