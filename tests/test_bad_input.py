@@ -74,7 +74,7 @@ def write_models(folder: Path) -> None:
     from drbode.models.methods import wrap
 
     policy = base.load_policy(asked.model, torch.float32, "sdpa")
-    wrap(policy, asked)
+    wrap(policy, asked.tuning())
     good, file = folder / "adapter", "adapter_model.safetensors"
     policy.save(good)
     tensors = load_file(good / file)
@@ -114,6 +114,8 @@ def open_door(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int:
         signal.signal(signal.SIGTERM, kept)
     return int(ended.value.code or 0)
 
+
+TUNER = ["method=peft", "sft.learning_rate=1"]
 
 # The door, what is asked of it, and what its sentence has to say. A `model:` row is one that shows
 # only once a model is loaded; before every other none may be.
@@ -197,6 +199,16 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("model:train", ["model.path=adapter", "method=bitfit"], ["method", "of the kind lora"]),
     ("model:train", ["model.path=adapter", "lora.r=4"], ["lora.r", "set lora.r=2"]),
     ("model:train", ["lora.target_modules=[q_prj]"], ["lora.target_modules", "q_prj", "q_proj"]),
+    # tuners of peft's
+    ("train", ["method=peft", "peft.typ=IA3"], ["peft.typ", "did you mean peft.type"]),
+    ("model:train", [*TUNER, "peft.type=VERRA"], ["peft.type", "did you mean", "VERA", "LOHA"]),
+    ("model:train", [*TUNER, "peft.type=P_TUNING"], ["peft.type", "no place; expected ADAMSS"]),
+    (
+        "model:train",
+        [*TUNER, "peft.type=IA3", "peft.options={feedforward: []}"],
+        ["peft.options", "did you mean feedforward_modules?"],
+    ),
+    ("model:train", [*TUNER, "peft.type=C3A"], ["peft: peft cannot put C3A", "block size"]),
     ("train", ["stages=ppo", "ppo.reward=absent"], ["ppo.reward", "no folder absent"]),
     ("train", ["stages=ppo"], ["ppo.reward", "not among the stages before ppo"]),
     ("model:train", ["stages=ppo", "ppo.reward=bert"], ["ppo.reward", "there is no bert/adapter"]),

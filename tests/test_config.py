@@ -9,6 +9,9 @@ import pytest
 from drbode import config
 from drbode.config import BadInput
 
+DPO_AGAINST_BASE = ["stages=[sft,dpo]", "dpo.reference=base", "dpo.learning_rate=1"]
+TUNED = ["method=peft", "peft.type=VERA", "sft.learning_rate=1"]
+
 
 def load(*overrides: str, multirun: bool = False) -> config.TrainConfig:
     return config.load(config.compose("train", overrides), overrides, multirun)
@@ -37,6 +40,8 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     for option in config.groups()[group]:
         encoder = option in ("bertinho", "bertimbau")
         overrides = [f"{group}={option}", *(["stages=mlm"] if encoder else [])]
+        if overrides == ["method=peft"]:  # which no model has a learning rate for
+            overrides += ["peft.type=IA3", "sft.learning_rate=1e-2"]
         if overrides == ["benchmark=open"]:  # which a run asks beside its benchmark
             config.build(config.EvaluateConfig, config.compose("evaluate", overrides))
         else:
@@ -210,6 +215,18 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
             ["cpt.data.column", "no effect with a .txt file"],
         ),
         (["cpt.epochs=3"], ["cpt.epochs", "stages [sft]", "does not read cpt"]),
+        (["peft.type=IA3"], ["peft.type", "method lora", "does not read peft"]),
+        (["method=peft", "peft.type=IA3"], ["sft.learning_rate", "finds no value", "peft"]),
+        (["method=peft", "sft.learning_rate=1"], ["peft.type", "such as IA3", "got null"]),
+        (["method=peft", "sft.learning_rate=1", "peft.type=a/b"], ["peft.type", '"a/b"']),
+        (
+            [*TUNED, "peft.options={vera_dropout: 0.1}", "stages=dpo", "dpo.learning_rate=1"],
+            ["peft.options", "dropout is off in dpo", "vera_dropout"],
+        ),
+        (
+            [*TUNED, "peft.options={bias: all}", *DPO_AGAINST_BASE],
+            ["dpo.reference", "set dpo.reference=stage_start"],
+        ),
         (
             ["sft.data.path=x.jsonl", "sft.data.validation_share=0", "sft.patience=2"],
             ["sft.data.validation_share", "patience"],
@@ -256,6 +273,17 @@ def test_the_run_name_follows_what_shapes_the_result_and_nothing_else() -> None:
         assert load(other).run_name() != name
 
 
+def test_a_tuner_is_named_and_its_options_shape_the_run() -> None:
+    names = [
+        load(*TUNED, *more).run_name()
+        for more in ((), ("peft.options={r: 8}",), ("peft.type=IA3",), ("peft.options={r: 9}",))
+    ]
+    assert [name.rsplit("-", 1)[0] for name in names] == [
+        *("peft-vera-sft", "peft-vera-sft", "peft-ia3-sft", "peft-vera-sft")
+    ]
+    assert len(set(names)) == 4
+
+
 def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     names = []
@@ -281,6 +309,7 @@ def test_a_run_is_another_one_when_its_input_changes(tmp_path: Path) -> None:
         (["method=lorra"], ["method", "lora or qlora", "did you mean lora"]),
         (["lora.r"], ["'lora.r'", "key=value"]),
         (["lora.r=[1"], ["[1", "key=value"]),
+        (["sft={rank: 1}"], ["sft: a key", "added as +sft.name=value"]),
         (["output_dir=saídas"], ["output_dir=saídas", "'key=\"value\"'"]),
         (["lora.r=0"], ["lora.r", "at least 1"]),
     ],

@@ -290,7 +290,7 @@ def test_threads_of_one_job_are_not_those_of_the_next() -> None:
     asked = [
         config.load(config.compose("train", [f"trainer.threads={n}"]), []) for n in (3, "auto")
     ]
-    found = [resolve(a.trainer, a.model, a.method).threads for a in asked]
+    found = [resolve(a.trainer, a.model, a.traits).threads for a in asked]
     torch.set_num_threads(1)
     assert found == [3, THREADS]
 

@@ -62,6 +62,21 @@ def test_a_folder_at_work_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
+def test_force_deletes_nothing_that_another_process_is_at_work_on(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(f"1 {os.uname().nodename}")  # init is always there
+    (tmp_path / "weights").write_text("half written")
+    with (
+        pytest.raises(BadInput, match=r"pid 1.* is at work"),
+        record.open_run(tmp_path, {}, [], force=True),
+    ):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "weights"}
+    (tmp_path / ".lock").unlink()
+    (tmp_path / "sft").mkdir()
+    with record.open_run(tmp_path, {}, [], force=True):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "record.json"}
+
+
 def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text('{"status": "fini')
     with pytest.raises(BadInput, match=r"record.json: is damaged"):

@@ -104,6 +104,23 @@ def test_the_adapter_loads_in_plain_peft_with_the_same_logits(lora_run: tuple[Pa
         assert torch.equal(network(ids).logits, plain(ids).logits)
 
 
+def test_a_tuner_of_peft_is_trained_and_what_it_leaves_evaluated(tmp_path: Path) -> None:
+    few = ["benchmark.questions=5", "trainer.threads=1"]
+    words = ["method=peft", "peft.type=IA3", "sft.learning_rate=1e-2", "sft.steps=2", *few]
+    done = door("train", *words, *NO_GENERAL, "logger=csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert run.name.startswith("peft-ia3-sft-")
+    record = json.loads((run / "record.json").read_text())
+    assert 0 < record["model"]["trainable_parameters"] < 10_000
+    done = door("evaluate", f"model.path={run / 'sft'}", *few, "output_dir=eval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (evaluated,) = (tmp_path / "eval").glob("*/record.json")
+    summary = json.loads(evaluated.read_text())["result"]["summary"]
+    expected = record["stages"]["sft"]["summary"]
+    assert (summary["correct"], summary["ece"]) == (expected["correct"], expected["ece"])
+
+
 def test_evaluate_gives_what_the_run_measured(lora_run: tuple[Path, str]) -> None:
     run, _ = lora_run
     words = [f"model.path={run / 'sft'}", "benchmark.questions=10", "trainer.threads=1"]

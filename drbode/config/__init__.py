@@ -16,6 +16,7 @@ from drbode.config.blocks import (
     ModelConfig,
     OpenConfig,
     Optimizer,
+    PeftConfig,
     PpoConfig,
     QloraConfig,
     RewardConfig,
@@ -57,7 +58,7 @@ from drbode.config.door import (
     refuse_search,
     refuse_unread,
 )
-from drbode.config.errors import FORBIDDEN, FULL, BadInput, one_of, unwritable
+from drbode.config.errors import FORBIDDEN, FULL, BadInput, nearest, one_of, unwritable
 from drbode.config.functions import is_function, load_function, source_digest
 from drbode.config.identity import (
     BERTINHO,
@@ -74,6 +75,7 @@ from drbode.config.schema import (
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
+    Tuning,
 )
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "OpenConfig",
     "Optimizer",
     "Outcome",
+    "PeftConfig",
     "PpoConfig",
     "ProtocolTraits",
     "QloraConfig",
@@ -126,6 +129,7 @@ __all__ = [
     "Task",
     "TrainConfig",
     "TrainerConfig",
+    "Tuning",
     "WandbConfig",
     "build",
     "compose",
@@ -141,6 +145,7 @@ __all__ = [
     "load_function",
     "loss_traits",
     "names",
+    "nearest",
     "one_of",
     "open_door",
     "plain",

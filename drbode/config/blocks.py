@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from drbode.config.catalogue import PROTOCOLS, Loss, Protocol, ProtocolTraits, loss_traits
 from drbode.config.convert import Range
@@ -277,6 +277,27 @@ class AdapterConfig:
     bottleneck: Count
     placement: Literal["houlsby", "pfeiffer"]
     activation: Literal["gelu", "relu", "silu", "tanh"]
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """A tuner of peft's: what it knows of types and options is checked where it is put on."""
+
+    type: str | None
+    options: dict[str, Any] | None
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the network with its adapter switched off is the base it was wrapped around."""
+        options = self.options or {}
+        starts = [value for name, value in options.items() if name.startswith("init_")]
+        untouched = not any(isinstance(start, str) and start != "gaussian" for start in starts)
+        return untouched and options.get("bias", "none") == "none"
+
+    @property
+    def dropout(self) -> list[str]:
+        """Names of its options that drop something in training."""
+        return [n for n, value in (self.options or {}).items() if n.endswith("dropout") and value]
 
 
 @dataclass(frozen=True)

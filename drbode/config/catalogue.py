@@ -86,8 +86,13 @@ def loss_traits(loss: str) -> LossTraits:
 
 @dataclass(frozen=True)
 class MethodTraits:
-    """A fine-tuning method; `conf/method/<method>.yaml` sets what it wants of its blocks."""
+    """A fine-tuning method; `conf/method/<method>.yaml` sets what it wants of its blocks.
 
+    `function` is `module:function` of (model, tuning). It gives the adapter's peft config, or has
+    tensors of the network's own train and gives None.
+    """
+
+    function: str
     blocks: tuple[str, ...] = ()  # of the config that it reads
     adapter: bool = True  # wraps the network in an adapter; False: trains its own tensors
     quantizes: bool = False  # holds the base in 4 bits
@@ -95,11 +100,14 @@ class MethodTraits:
 
 
 METHODS: dict[str, MethodTraits] = {
-    "full": MethodTraits(adapter=False),
-    "lora": MethodTraits(("lora",)),
-    "qlora": MethodTraits(("lora", "qlora"), quantizes=True, encoders=False),
-    "adapter": MethodTraits(("adapter",)),
-    "bitfit": MethodTraits(),
+    "full": MethodTraits("drbode.models.methods:full", adapter=False),
+    "lora": MethodTraits("drbode.models.methods:lora", ("lora",)),
+    "qlora": MethodTraits(
+        "drbode.models.methods:lora", ("lora", "qlora"), quantizes=True, encoders=False
+    ),
+    "adapter": MethodTraits("drbode.models.methods:bottleneck", ("adapter",)),
+    "bitfit": MethodTraits("drbode.models.methods:bitfit"),
+    "peft": MethodTraits("drbode.models.tuners:tuner", ("peft",)),
 }
 Method = Annotated[str, OneOf(METHODS)]
 

@@ -242,7 +242,8 @@ def _explain(door: str, error: Exception) -> str:
         group, option = found.groups()
         if option in SWEEP_PLUGINS:
             return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
-        options = groups().get(group) or re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        # Hydra's list has those of a folder of the user's own as well.
+        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE) or groups().get(group, [])
         return (
             f"{group}: there is no option {option}; expected {one_of(options)}"
             f"{nearest(option, options)}"
@@ -250,6 +251,8 @@ def _explain(door: str, error: Exception) -> str:
     if found := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
         key = found.group(1).split("=")[0]
         valid = [*keys(compose(door)), *groups()]
+        if key in valid:
+            return f"{key}: a key that it does not have yet is added as +{key}.name=value"
         return f"{key}: there is no such key{nearest(key, valid)} (--help lists all)"
     if found := re.search(r"^(.*?)(?:\n|$)", text):
         text = found.group(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from drbode.config.blocks import Unread, is_rows_file
 from drbode.config.catalogue import METHODS, PROTOCOLS, STAGES, Stage, loss_traits, names
-from drbode.config.errors import nearest, one_of
+from drbode.config.errors import nearest, one_of, shown
 from drbode.config.functions import is_function
 from drbode.config.identity import BERTINHO, BODINHO, OWN_REWARD
 
@@ -97,6 +97,8 @@ def _method(config: "TrainConfig") -> Iterator[str]:
             f"model.init: method {config.method} quantizes weights that are there, got random; "
             "leave it on pretrained"
         )
+    if "peft" in config.traits.blocks:
+        yield from _tuner(config)
     lora = config.lora if "lora" in config.traits.blocks else None
     if lora is None:
         return
@@ -109,6 +111,26 @@ def _method(config: "TrainConfig") -> Iterator[str]:
         yield (
             "dpo.reference: the base is not kept where lora.init_lora_weights is olora or "
             "pissa or lora.bias trains it; set dpo.reference=stage_start"
+        )
+
+
+def _tuner(config: "TrainConfig") -> Iterator[str]:
+    """Of peft's tuners; which of them there are, peft itself says once a model is loaded."""
+    block, still = config.peft, config.having(dropout=False)
+    if block.type is None or not block.type.isidentifier():
+        yield (
+            "peft.type: expected the name of a type of peft's, such as IA3, VERA or LOHA, got "
+            f"{shown(block.type)}; set peft.type=IA3"
+        )
+    if block.dropout and still == config.stages:
+        yield (
+            f"peft.options: dropout is off in {one_of(still)}, got {', '.join(block.dropout)}; "
+            "leave it out"
+        )
+    if not block.keeps_base and config.refers_to_base():
+        yield (
+            "dpo.reference: the base is not kept where an option of peft's takes a start out of "
+            "it or trains its biases; set dpo.reference=stage_start"
         )
 
 

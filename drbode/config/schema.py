@@ -22,6 +22,7 @@ from drbode.config.blocks import (
     ModelConfig,
     NotNegative,
     OpenConfig,
+    PeftConfig,
     PpoConfig,
     QloraConfig,
     RewardConfig,
@@ -54,6 +55,22 @@ OPTIONAL_BLOCKS: set[str] = {
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a method is told of the config: all that decides which tensors train, and from where."""
+
+    method: Method
+    seed: int  # of what is random in an adapter
+    next_sentences: bool  # whether a loss reaches an encoder's head for next sentences
+    lora: LoraConfig
+    adapter: AdapterConfig
+    peft: PeftConfig | None  # of method peft alone
+
+    @property
+    def traits(self) -> MethodTraits:
+        return METHODS[self.method]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`conf/train.yaml` as composed: what one run is to do."""
 
@@ -69,6 +86,7 @@ class TrainConfig:
     lora: LoraConfig
     qlora: QloraConfig
     adapter: AdapterConfig
+    peft: PeftConfig
     cpt: CptConfig
     sft: SftConfig
     dpo: DpoConfig
@@ -90,6 +108,17 @@ class TrainConfig:
     def traits(self) -> MethodTraits:
         """What the method is."""
         return METHODS[self.method]
+
+    def tuning(self) -> Tuning:
+        """What the method is told."""
+        return Tuning(
+            method=self.method,
+            seed=self.seed,
+            next_sentences=self.mlm.nsp,
+            lora=self.lora,
+            adapter=self.adapter,
+            peft=self.peft if "peft" in self.traits.blocks else None,
+        )
 
     def stage(self, name: Stage) -> StageConfig:
         block: StageConfig = getattr(self, name)
@@ -194,9 +223,10 @@ class TrainConfig:
     def run_name(self) -> str:
         """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
         blocks = self.traits.blocks
-        rank = f"-r{self.lora.r}" if "lora" in blocks else ""
-        rank += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""
-        return f"{self.method}{rank}-{'-'.join(self.stages)}-{digest(self.effective())}"
+        kind = f"-r{self.lora.r}" if "lora" in blocks else ""
+        kind += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""
+        kind += f"-{str(self.peft.type).lower()}" if "peft" in blocks else ""
+        return f"{self.method}{kind}-{'-'.join(self.stages)}-{digest(self.effective())}"
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,9 @@ WRONG_KIND: dict[ModelKind, str] = {  # what is said of a model of the other kin
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
 
-# Where modules keep a probability: nn.Dropout, and the attention of Llama and Qwen.
-DROPOUTS = ("p", "attention_dropout")
+# Where modules keep a probability: nn.Dropout, the attention of Llama and Qwen, and, for each
+# adapter's name, some of peft's tuners.
+DROPOUTS = ("p", "attention_dropout", "rank_dropout", "module_dropout")
 
 T = TypeVar("T")
 Attention = Literal["sdpa", "flex"]
@@ -123,7 +124,15 @@ class Policy(nn.Module):
         if not isinstance(self.network, PeftModel):
             return False
         adapter = self.network.peft_config["default"]
-        untouched = getattr(adapter, "init_lora_weights", True) in (True, False, "gaussian")
+        starts = {
+            field.name: field.default
+            for field in dataclasses.fields(adapter)
+            if field.name.startswith("init_")
+        }
+        untouched = all(
+            getattr(adapter, name) in (True, False, "gaussian", default)
+            for name, default in starts.items()
+        )
         return untouched and getattr(adapter, "bias", "none") == "none"
 
     def hidden(
@@ -243,13 +252,13 @@ class Policy(nn.Module):
     def without_dropout(self) -> Iterator[None]:
         """Switches every dropout off, in training mode as well."""
         probabilities = {
-            (module, name): getattr(module, name)
+            (module, name): value
             for module in self.network.modules()
             for name in DROPOUTS
-            if isinstance(getattr(module, name, None), float)
+            if isinstance(value := getattr(module, name, None), float | dict)
         }
-        for module, name in probabilities:
-            setattr(module, name, 0.0)
+        for (module, name), value in probabilities.items():
+            setattr(module, name, dict.fromkeys(value, 0.0) if isinstance(value, dict) else 0.0)
         try:
             yield
         finally:
@@ -361,8 +370,7 @@ def load_policy(
             network = auto.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
             _hold_in_one_format(network)
         if adapter_base(config.path):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # peft's
+            with without_peft_warnings():
                 # Without which tensors that the file lacks would begin anew in silence.
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
@@ -397,6 +405,15 @@ def describe(config: ModelConfig, kind: ModelKind | None) -> Description:
             raise BadInput(f"model.chat_template: there is no file {template}")
         tokenizer.chat_template = template.read_text()
     return Description(described, tokenizer)
+
+
+@contextmanager
+def without_peft_warnings() -> Iterator[None]:
+    """Keeps what peft says of its own calls, and of norms that it adapts all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        yield
 
 
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -486,7 +503,8 @@ def _same_adapter(policy: Policy, own: str, other: ModelConfig) -> dict[str, Ten
     tensors = load_file(folders[1] / ADAPTER)
     state = {name: tensors.get(name.replace(".default", "")) for name in policy.trainable()}
     known = {name: tensor for name, tensor in state.items() if tensor is not None}
-    return known if len(known) == len(state) else None
+    # More than what trains is in it where a frozen part was drawn, as the projections of VeRA.
+    return known if len(known) == len(state) == len(tensors) else None
 
 
 def _kind(folder: Path) -> dict[str, Any]:

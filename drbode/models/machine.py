@@ -9,7 +9,7 @@ import torch
 
 from drbode.config import (
     BadInput,
-    Method,
+    MethodTraits,
     ModelConfig,
     Optimizer,
     QloraConfig,
@@ -43,10 +43,10 @@ class Machine:
             self.accelerator, torch.bfloat16, enabled=self.precision == "bf16-mixed"
         )
 
-    def optimizer(self, stage: Stage, asked: StageConfig, method: Method) -> Optimizer:
+    def optimizer(self, stage: Stage, asked: StageConfig, method: MethodTraits) -> Optimizer:
         """What a stage's `optimizer: auto` comes to. Raises BadInput for a paged one on a CPU."""
         if asked.optimizer == "auto":
-            paged = method == "qlora" and self.accelerator == "cuda"
+            paged = method.quantizes and self.accelerator == "cuda"
             return "paged_adamw_32bit" if paged else "adamw"
         if asked.optimizer != "adamw" and self.accelerator != "cuda":
             raise BadInput(
@@ -79,7 +79,7 @@ def keep_memory() -> None:
         library.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
-def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -> Machine:
+def resolve(trainer: TrainerConfig, model: ModelConfig, method: MethodTraits | None) -> Machine:
     """What `auto` comes to here; sets the number of CPU threads.
 
     Weights that train are kept in fp32 and computed with in bf16; frozen ones are held in bf16 on a
@@ -97,7 +97,7 @@ def resolve(trainer: TrainerConfig, model: ModelConfig, method: Method | None) -
         precision = "bf16-mixed" if on_gpu else "32-true"
     dtype = model.dtype
     if dtype == "auto":
-        dtype = "bf16" if on_gpu and method != "full" else "fp32"
+        dtype = "bf16" if on_gpu and (method is None or method.adapter) else "fp32"
     attention = model.attention
     if attention == "auto":
         attention = "flex" if on_gpu else "sdpa"

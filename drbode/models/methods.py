@@ -1,18 +1,21 @@
-"""Fine-tuning methods: which tensors of a network train, and what is wrapped around it."""
+"""Fine-tuning methods: which tensors of a network train, and what is wrapped around it.
 
-import warnings
-from collections.abc import Mapping
+One function a method, named in the catalogue of `drbode.config`: of the model and the tuning it
+gives the adapter's peft config, or has tensors of the network's own train and gives None.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig as PeftLora
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from drbode.config import AdapterConfig, BadInput, LoraConfig, Method, TrainConfig
+from drbode.config import METHODS, BadInput, LoraConfig, Tuning, load_function, one_of
 from drbode.models.adapters import SUBLAYERS, BitfitConfig, BottleneckConfig, vectors
-from drbode.models.base import FAMILIES, Policy
+from drbode.models.base import FAMILIES, Policy, without_peft_warnings
 
 # What of an adapter's config has to be as asked where it is trained further, and the key it has.
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -22,114 +25,104 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def wrap(policy: Policy, asked: TrainConfig) -> None:
-    """Makes the policy trainable by `asked.method`, in place; what is random follows the seed.
+def wrap(policy: Policy, tuning: Tuning) -> None:
+    """Makes the policy trainable as `tuning` says, in place; what is random follows its seed.
 
     A policy that already carries an adapter trains that one further. The logits are those of the
-    policy as it came, exactly (olora and pissa: up to rounding). Raises BadInput where the method
-    does not fit the policy.
+    policy as it came, exactly (olora and pissa: up to rounding; tuners of peft's that begin
+    elsewhere: near them). Raises BadInput where the method does not fit the policy.
     """
-    if asked.method == "full":
-        if isinstance(policy.network, PeftModel):
-            raise BadInput(
-                "method: full cannot train model.path, which is an adapter; choose the method "
-                "it was trained by"
-            )
-        policy.network.requires_grad_(True)
-        for name in idle_modules(policy.model, asked):
-            policy.model.get_submodule(name).requires_grad_(False)
-    else:
-        wanted = peft_config(policy.model, asked)
-        if isinstance(policy.network, PeftModel):
-            _check_same(policy.network.peft_config["default"], wanted, asked.method)
-        else:
-            with torch.random.fork_rng(), warnings.catch_warnings():
-                # peft's own call of torch's checkpoint
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-                torch.manual_seed(asked.seed)
-                policy.network = get_peft_model(policy.model, wanted)
+    network = policy.network
+    earlier = network.peft_config["default"] if isinstance(network, peft.PeftModel) else None
+    if earlier is not None and not tuning.traits.adapter:
+        raise BadInput(
+            f"method: {tuning.method} cannot train model.path, which is an adapter; choose the "
+            "method it was trained by"
+        )
+    prepare = load_function(tuning.traits.function, "method", one_of(METHODS))
+    adapter = prepare(policy.model, tuning)
+    if earlier is not None:
+        _check_same(earlier, adapter, tuning)
+    elif adapter is not None:
+        policy.network = _attach(policy.model, adapter, tuning)
     policy.network.train()
 
 
-def peft_config(model: Any, asked: TrainConfig) -> PeftConfig:
-    """What a method other than `full` is to peft."""
-    match asked.method:
-        case "lora" | "qlora":
-            return _lora(model, asked.lora, idle_modules(model, asked))
-        case "adapter":
-            return _bottleneck(model, asked.adapter)
-        case "bitfit":
-            return _bitfit(model, idle_modules(model, asked))
-        case "full":
-            raise ValueError("full fine-tuning wraps nothing")
-
-
-def idle_modules(model: Any, asked: TrainConfig) -> list[str]:
-    """Modules that no loss of the run reaches: an encoder's for next sentences, without that."""
-    encodes = FAMILIES[model.config.model_type] == "encoder"
-    return ["bert.pooler.dense", "cls.seq_relationship"] if encodes and not asked.mlm.nsp else []
-
-
-def _task(model: Any) -> str | None:
-    """What peft calls the task; it has no name for masked language modelling."""
-    return "CAUSAL_LM" if FAMILIES[model.config.model_type] == "decoder" else None
-
-
-def _lora(model: Any, lora: LoraConfig, idle: list[str]) -> PeftConfig:
-    assert lora.alpha != "auto", "resolved at the door"
-    linear = (nn.Linear, Conv1D)
-    names = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, linear)}
-    names -= {n.split(".")[-1] for n, m in model.named_modules() if _is_tied_or_head(model, m)}
-    if lora.target_modules != "all-linear":
-        wanted = lora.target_modules
-        _check_targets(
-            "lora.target_modules", [wanted] if isinstance(wanted, str) else wanted, names
-        )
-    _check_targets("lora.exclude_modules", lora.exclude_modules or [], names)
-    _check_targets("lora.rank_pattern", list(lora.rank_pattern or ()), names)
-    _check_targets("lora.alpha_pattern", list(lora.alpha_pattern or ()), names)
-    layers = int(model.config.num_hidden_layers)
-    for number in lora.layers_to_transform or []:
-        if number >= layers:
+def _attach(model: Any, adapter: peft.PeftConfig, tuning: Tuning) -> peft.PeftModel:
+    """The model in a new adapter. Raises BadInput where the one does not fit the other."""
+    key, kind = next(iter(tuning.traits.blocks), "method"), adapter.peft_type.value
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.random.fork_rng(), without_peft_warnings():
+        torch.manual_seed(tuning.seed)
+        try:
+            network = peft.get_peft_model(model, adapter)
+        except Exception as error:  # each tuner checks by itself, and raises what it likes
             raise BadInput(
-                f"lora.layers_to_transform: the model has layers 0 to {layers - 1}, got {number}"
-            )
-    targets = lora.target_modules
-    if targets == "all-linear" and lora.layers_to_transform is not None:
+                f"{key}: peft cannot put {kind} with these options on the model ({error}); change "
+                "the options, or choose another method"
+            ) from None
+    if (model.get_input_embeddings(), model.get_output_embeddings()) != ends:
+        raise BadInput(
+            f"{key}: {kind} with these options changes the head or the embeddings, which are one "
+            "tensor in tied models; leave them out of what it is put on"
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise BadInput(f"{key}: {kind} finds nothing in the model to train; choose another method")
+    return network
+
+
+def full(model: Any, tuning: Tuning) -> None:
+    """Every parameter that a loss reaches."""
+    model.requires_grad_(True)
+    for name in unreached(model, tuning):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def lora(model: Any, tuning: Tuning) -> peft.PeftConfig:
+    """Low-rank adaptation, also of a base that is held in 4 bits; see the block `lora`."""
+    block = tuning.lora
+    names = {layer.split(".")[-1] for layer in linear_layers(model)}
+    assert block.alpha != "auto", "resolved at the door"
+    _check_lora(model, block, names)
+    targets = block.target_modules
+    if targets == "all-linear" and block.layers_to_transform is not None:
         targets = sorted(names)  # peft counts layers only where the targets are named
-    return PeftLora(
-        task_type=_task(model),
-        r=lora.r,
-        lora_alpha=lora.alpha,  # peft annotates int, and divides it by r
-        lora_dropout=lora.dropout,
+    init = block.init_lora_weights
+    return peft.LoraConfig(
+        task_type=task(model),
+        r=block.r,
+        lora_alpha=block.alpha,  # peft annotates int, and divides it by r
+        lora_dropout=block.dropout,
         target_modules=targets,
-        exclude_modules=[*(lora.exclude_modules or []), *idle] or None,
-        layers_to_transform=lora.layers_to_transform,
-        rank_pattern=dict(lora.rank_pattern or {}),
-        alpha_pattern=dict(lora.alpha_pattern or {}),
-        bias=lora.bias,
-        lora_bias=lora.lora_bias,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+        exclude_modules=[*(block.exclude_modules or []), *unreached(model, tuning)] or None,
+        layers_to_transform=block.layers_to_transform,
+        rank_pattern=dict(block.rank_pattern or {}),
+        alpha_pattern=dict(block.alpha_pattern or {}),
+        bias=block.bias,
+        lora_bias=block.lora_bias,
+        use_rslora=block.use_rslora,
+        use_dora=block.use_dora,
+        init_lora_weights=True if init == "default" else init,
         # GPT-2's layers keep their weights transposed; peft warns where this is not said.
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
 
 
-def _bottleneck(model: Any, adapter: AdapterConfig) -> PeftConfig:
+def bottleneck(model: Any, tuning: Tuning) -> peft.PeftConfig:
+    """Bottleneck adapters; see the block `adapter`."""
     both = SUBLAYERS[model.config.model_type]
-    alone = adapter.placement == "pfeiffer"
+    alone = tuning.adapter.placement == "pfeiffer"
     return BottleneckConfig(
-        task_type=_task(model),
+        task_type=task(model),
         target_modules=list(both[1:] if alone else both),
         exclude_modules=[both[0]] if alone else None,  # the end of BERT's second is that of both
-        bottleneck=adapter.bottleneck,
-        activation=adapter.activation,
+        bottleneck=tuning.adapter.bottleneck,
+        activation=tuning.adapter.activation,
     )
 
 
-def _bitfit(model: Any, idle: list[str]) -> PeftConfig:
+def bitfit(model: Any, tuning: Tuning) -> peft.PeftConfig:
+    """Biases and the weights of norms."""
     head = model.get_output_embeddings()
     names = {
         name.split(".")[-1]
@@ -138,13 +131,60 @@ def _bitfit(model: Any, idle: list[str]) -> PeftConfig:
         if head not in (module, *module.children()) and any(vectors(module))
     }
     return BitfitConfig(
-        task_type=_task(model), target_modules=sorted(names), exclude_modules=idle or None
+        task_type=task(model),
+        target_modules=sorted(names),
+        exclude_modules=unreached(model, tuning) or None,
     )
 
 
-def _is_tied_or_head(model: Any, module: nn.Module) -> bool:
-    """The head and the embeddings: one tensor in tied models, and read as plain matrices here."""
-    return module is model.get_output_embeddings() or module is model.get_input_embeddings()
+def unreached(model: Any, tuning: Tuning) -> list[str]:
+    """Modules that no loss of the run reaches: an encoder's for next sentences, without that."""
+    encodes = FAMILIES[model.config.model_type] == "encoder"
+    without = encodes and not tuning.next_sentences
+    return ["bert.pooler.dense", "cls.seq_relationship"] if without else []
+
+
+def task(model: Any) -> str | None:
+    """What peft calls the task; it has no name for masked language modelling."""
+    return "CAUSAL_LM" if FAMILIES[model.config.model_type] == "decoder" else None
+
+
+def bare_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """The modules of the model and their names, as they are without an adapter around them."""
+    adapted: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(adapted):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted += (f"{name}.",)
+            yield name, module.get_base_layer()
+        else:
+            yield name, module
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Full names of the linear layers but the head, which is the embeddings' tensor where tied."""
+    head = model.get_output_embeddings()
+    linear = ((n, m) for n, m in bare_modules(model) if isinstance(m, nn.Linear | Conv1D))
+    return [name for name, module in linear if module is not head]
+
+
+def _check_lora(model: Any, block: LoraConfig, names: set[str]) -> None:
+    """Raises BadInput for a layer that the model has not, or that cannot be adapted."""
+    if block.target_modules != "all-linear":
+        wanted = block.target_modules
+        _check_targets(
+            "lora.target_modules", [wanted] if isinstance(wanted, str) else wanted, names
+        )
+    _check_targets("lora.exclude_modules", block.exclude_modules or [], names)
+    _check_targets("lora.rank_pattern", list(block.rank_pattern or ()), names)
+    _check_targets("lora.alpha_pattern", list(block.alpha_pattern or ()), names)
+    layers = int(model.config.num_hidden_layers)
+    for number in block.layers_to_transform or []:
+        if number >= layers:
+            raise BadInput(
+                f"lora.layers_to_transform: the model has layers 0 to {layers - 1}, got {number}"
+            )
 
 
 def _check_targets(key: str, wanted: list[str], names: set[str]) -> None:
@@ -162,17 +202,26 @@ def _check_targets(key: str, wanted: list[str], names: set[str]) -> None:
             )
 
 
-def _check_same(earlier: PeftConfig, wanted: PeftConfig, method: Method) -> None:
+def _check_same(earlier: peft.PeftConfig, wanted: peft.PeftConfig, tuning: Tuning) -> None:
     """Raises BadInput where the adapter that is to be trained further is of another shape."""
     if earlier.peft_type != wanted.peft_type:
         raise BadInput(
             f"method: model.path is an adapter of the kind {str(earlier.peft_type.value).lower()}, "
-            f"which {method} cannot train further; choose the method it was trained by"
+            f"which {tuning.method} cannot train further; choose the method it was trained by"
         )
-    for name, key in SHAPES[str(wanted.peft_type.value)].items():
-        before, now = getattr(earlier, name), getattr(wanted, name)
+    if tuning.peft is not None:
+        shape: Mapping[str, str] = dict.fromkeys(tuning.peft.options or (), "peft.options")
+    else:
+        shape = SHAPES[str(wanted.peft_type.value)]
+    for name, key in shape.items():
+        before, now = _plain(getattr(earlier, name)), _plain(getattr(wanted, name))
         if before != now:
+            remedy = f"set {key}={str(before).lower()}" if tuning.peft is None else "leave it out"
             raise BadInput(
-                f"{key}: model.path is an adapter with {name} {before}, got {now}; set "
-                f"{key}={str(before).lower()}"
+                f"{key}: model.path is an adapter with {name} {before}, got {now}; {remedy}"
             )
+
+
+def _plain(value: Any) -> Any:
+    """A field of an adapter's config, in which peft keeps names in sets."""
+    return sorted(value) if isinstance(value, set | list) else value

@@ -51,8 +51,6 @@ def open_run(
     An unfinished run of the same folder is taken up with what its record holds. Raises BadInput
     where the folder cannot be written or another process is at work in it.
     """
-    if force and folder.exists():
-        shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
@@ -61,23 +59,18 @@ def open_run(
             f"output_dir: {folder} cannot be written ({error.strerror}); choose another folder"
         ) from None
     try:
+        if force:  # only now, for until it was locked another process may have been at work in it
+            _empty(folder, lock)
         run = Run(folder, read_record(folder) or Record())
         if run.finished:
             yield run
             return
-        r = run.record
-        r.started = r.started or _now()
-        r.status, r.name, r.overrides, r.config = "running", folder.name, overrides, dict(config)
-        r.versions, r.git, r.code = versions(), git_state(), code_digest()
-        r.functions = functions(config)
-        r.machine = {"cpu": cpu_model(), "cores": os.cpu_count()}
-        r.error = None
-        begun = time.perf_counter()
-        earlier = r.seconds
+        _begin(run, config, overrides)
+        begun, earlier = time.perf_counter(), run.record.seconds
 
         def end(status: str) -> None:
-            r.status, r.ended = status, _now()
-            r.seconds = earlier + time.perf_counter() - begun
+            run.record.status, run.record.ended = status, _now()
+            run.record.seconds = earlier + time.perf_counter() - begun
             run.save()
 
         try:
@@ -86,16 +79,36 @@ def open_run(
             end("finished")
         except BaseException as error:
             refused = isinstance(error, BadInput) or unwritable(error) is not None
-            if refused and not r.stages and not (folder / "checkpoints").exists():
+            if refused and not run.record.stages and not (folder / "checkpoints").exists():
                 shutil.rmtree(folder)  # nothing was done: a mistake leaves nothing behind
                 raise
-            r.error = f"{type(error).__name__}: {error}"
+            run.record.error = f"{type(error).__name__}: {error}"
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             with suppress(BadInput):  # where it cannot be written, the one before stays
                 end("interrupted" if stopped else "failed")
             raise
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _begin(run: Run, config: Mapping[str, Any], overrides: list[str]) -> None:
+    """Enters what a run is, and where it runs."""
+    record = run.record
+    record.started = record.started or _now()
+    record.status, record.name, record.error = "running", run.folder.name, None
+    record.overrides, record.config = overrides, dict(config)
+    record.versions, record.git, record.code = versions(), git_state(), code_digest()
+    record.functions = functions(config)
+    record.machine = {"cpu": cpu_model(), "cores": os.cpu_count()}
+
+
+def _empty(folder: Path, kept: Path) -> None:
+    """Deletes everything in a folder but one file."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
 
 
 def write_failed(folder: Path, overrides: list[str], error: Exception) -> None:

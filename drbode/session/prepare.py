@@ -105,7 +105,7 @@ def load(config: TrainConfig, machine: Machine, quantized: bool) -> Policy:
         machine.quantization(config.qlora) if quantized else None,
         config.model_kind,
     )
-    wrap(policy, config)
+    wrap(policy, config.tuning())
     policy.network.to(machine.accelerator)
     return policy
 

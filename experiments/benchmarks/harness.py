@@ -527,7 +527,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
     )
     held = machine.quantization(settings.qlora) if setting.method == "qlora" else None
     policy = Policy(make_network(setting, folder), tokenizer(setting), machine.attention, held)
-    wrap(policy, settings)
+    wrap(policy, settings.tuning())
     start(policy.network.to(setting.device))
     trees = work.trees(setting)
     _time(module.TrainingModule, dpo, clock)

@@ -41,7 +41,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number, (name, words) in enumerate(kinds.items(), 1):
         policy = load(model("bodinho"))
         rank = () if name == "rank" else ("lora.r=4",)
-        wrap(policy, asked("method=lora", *rank, *words))
+        wrap(policy, asked("method=lora", *rank, *words).tuning())
         torch.manual_seed(number)
         for parameter in policy.trainable().values():
             parameter.data += 0.1 * torch.randn_like(parameter)

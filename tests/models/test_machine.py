@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from drbode.config import METHODS
+from drbode.models import machine
+from tests.conftest import asked
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -50,3 +55,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     pages = 6 * (16 << 20) // 4096  # of all tensors
     assert number_printed(code, THP_MEM_ALLOC_ENABLE="0") < pages
+
+
+def test_on_a_gpu_frozen_weights_are_bf16_and_a_quantized_base_has_a_paged_optimizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "keep_memory", lambda: None)
+    config = asked("trainer.threads=1")
+    frozen = [machine.resolve(config.trainer, config.model, traits) for traits in METHODS.values()]
+    assert [one.dtype == "bf16" for one in frozen] == [m.adapter for m in METHODS.values()]
+    on_gpu = machine.resolve(config.trainer, config.model, None)  # nothing trains
+    assert on_gpu.dtype == "bf16"
+    paged = {name: on_gpu.optimizer("sft", config.sft, m) for name, m in METHODS.items()}
+    assert paged.pop("qlora") == "paged_adamw_32bit"
+    assert set(paged.values()) == {"adamw"}

@@ -8,11 +8,12 @@ import bitsandbytes.nn.modules
 import pytest
 import torch
 from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForPreTraining
 
-from drbode.config import BadInput, Method
-from drbode.models import base
+from drbode.config import METHODS, BadInput, Method, load_function
+from drbode.models import base, tuners
 from drbode.models.base import Policy, load_policy, quantization_of
 from drbode.models.heads import next_sentence_logits
 from drbode.models.machine import Machine
@@ -21,14 +22,18 @@ from drbode.objectives.mlm import nsp_loss
 from drbode.trees import Completion, Tree, pack
 from tests.conftest import VOCABULARY, asked, tiny
 
+RATES = "+model.learning_rates.peft={sft: 1, mlm: 1}"  # which are not read here
+# What asks for a method; in capitals, tuners of peft's.
 WORDS: dict[Method, tuple[str, ...]] = {
-    "full": (),
-    "lora": ("lora.r=4",),
-    "qlora": ("lora.r=4",),
-    "adapter": ("adapter.bottleneck=6",),
-    "bitfit": (),
+    "full": ("method=full",),
+    "lora": ("method=lora", "lora.r=4"),
+    "qlora": ("method=qlora", "lora.r=4"),
+    "adapter": ("method=adapter", "adapter.bottleneck=6"),
+    "bitfit": ("method=bitfit",),
+    "IA3": ("method=peft", "peft.type=IA3", RATES),
+    "VERA": ("method=peft", "peft.type=VERA", "peft.options={r: 4}", RATES),
 }
-METHODS = list(WORDS)
+ADAPTERS = [name for name in WORDS if name != "full"]
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 BATCH = pack([Tree([1, 2, 3], [Completion([4, 5], [True, True]), Completion([6], [True])])])
 
@@ -47,7 +52,7 @@ class NoTokenizer:
 
 
 def words(method: Method, *more: str) -> Any:
-    return asked(f"method={method}", *WORDS[method], *more)
+    return asked(*WORDS[method], *more)
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_a_quantized_base_is_the_same_in_training_and_evaluation(
 def wrapped(network_of: Any) -> Any:
     def make(family: str, method: Method, *more: str) -> Policy:
         policy: Policy = network_of(family, method)
-        wrap(policy, words(method, *more))
+        wrap(policy, words(method, *more).tuning())
         policy.network.eval()  # GPT-2 has dropout of its own
         return policy
 
@@ -142,9 +147,14 @@ def expected_names(family: str, method: Method, name: str, parameter: nn.Paramet
             return ".bottleneck_down.default" in name or ".bottleneck_up.default" in name
         case "bitfit":
             return ".bitfit_vectors.default" in name and parameter.ndim == 1
+        case "IA3":
+            return ".ia3_l.default" in name
+        case "VERA":
+            return ".vera_lambda_b.default" in name or ".vera_lambda_d.default" in name
+    raise AssertionError(method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 def test_logits_at_the_start_equal_the_base_exactly(
     family: str, method: Method, network_of: Any, wrapped: Any
 ) -> None:
@@ -154,7 +164,7 @@ def test_logits_at_the_start_equal_the_base_exactly(
         assert not torch.allclose(plain, generated(network_of(family, None)), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(
     family: str, method: Method, checkpointing: bool, wrapped: Any
@@ -183,7 +193,7 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(
     assert digests(frozen) == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 def test_saved_it_loads_in_plain_peft_and_transformers(
     family: str, method: Method, tmp_path: Path, network_of: Any, wrapped: Any
 ) -> None:
@@ -199,7 +209,7 @@ def test_saved_it_loads_in_plain_peft_and_transformers(
     torch.testing.assert_close(logits(plain.eval()), generated(policy), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 def test_saved_it_is_found_again_by_its_folder(
     family: str, method: Method, tmp_path: Path, wrapped: Any
 ) -> None:
@@ -218,7 +228,7 @@ def test_saved_it_is_found_again_by_its_folder(
         assert same == (method != "qlora")  # plain peft takes the plain base
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "bitfit", "IA3", "VERA"])
 def test_merged_and_reloaded_it_equals_unmerged(
     family: str, method: Method, tmp_path: Path, network_of: Any, wrapped: Any
 ) -> None:
@@ -241,7 +251,7 @@ def test_a_bottleneck_adapter_is_not_merged(wrapped: Any) -> None:
         wrapped("qwen3", "adapter").network.merge_and_unload()
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "adapter", "bitfit"])
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_switched_off_it_is_the_base(
     family: str, method: Method, network_of: Any, wrapped: Any
 ) -> None:
@@ -249,13 +259,14 @@ def test_switched_off_it_is_the_base(
     plain = generated(network_of(family, method))
     trained(policy)
     assert not torch.equal(generated(policy), plain)
+    assert policy.holds_base
     with policy.network.disable_adapter():
         assert torch.equal(generated(policy), plain)
     trained(policy)  # it trains on after that
     assert not torch.equal(generated(policy), plain)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 def test_state_taken_out_and_in_is_the_same_policy(
     family: str, method: Method, wrapped: Any
 ) -> None:
@@ -274,10 +285,12 @@ COUNTS: dict[Method, int] = {
     "qlora": 2 * 4 * (2 * 64 + 2 * 48 + 3 * 80),
     "adapter": 2 * 2 * (32 * 6 + 6 + 6 * 32 + 32),
     "bitfit": 2 * (2 * 32 + 2 * 8) + 32,
+    "IA3": 2 * (32 + 16 + 16 + 32 + 32 + 32 + 48),  # what the attention gives and the MLP is given
+    "VERA": 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32 + 7 * 4),
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(WORDS))
 def test_counts_are_true(method: Method, wrapped: Any) -> None:
     trainable, total = wrapped("qwen3", method).count()
     plain = sum(p.numel() for p in tiny("qwen3").parameters())
@@ -303,7 +316,7 @@ def test_bitfit_trains_the_norms_of_qwen3_1_7b() -> None:
     )
     with torch.device("meta"):
         policy = Policy(Qwen3ForCausalLM(shape), None)
-        wrap(policy, words("bitfit"))
+        wrap(policy, words("bitfit").tuning())
     assert policy.count()[0] == 123_904
 
 
@@ -405,11 +418,11 @@ def test_the_adapter_start_follows_the_seed(wrapped: Any) -> None:
 )
 def test_a_target_that_cannot_be_adapted_is_named(key: str, named: str) -> None:
     with pytest.raises(BadInput, match=named) as error:
-        wrap(Policy(tiny("qwen3"), None), words("lora", key))
+        wrap(Policy(tiny("qwen3"), None), words("lora", key).tuning())
     assert str(error.value).startswith(key.split("=")[0])
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "adapter", "bitfit"])
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_an_adapter_is_trained_further_in_its_own_shape(
     method: Method, tmp_path: Path, wrapped: Any
 ) -> None:
@@ -419,28 +432,28 @@ def test_an_adapter_is_trained_further_in_its_own_shape(
     policy.save(tmp_path / "saved")
     config = words(method, f"model.path={tmp_path / 'saved'}")
     again = load_policy(config.model, torch.float32, "sdpa", 0, quantization_of(config.model))
-    wrap(again, config)
+    wrap(again, config.tuning())
     again.network.eval()
     assert set(again.trainable()) == names
     torch.testing.assert_close(generated(again), generated(policy), atol=1e-6, rtol=0)
     with pytest.raises(BadInput, match="which is an adapter"):
-        wrap(again, words("full"))
+        wrap(again, words("full").tuning())
     other: Method = "bitfit" if method != "bitfit" else "adapter"
     with pytest.raises(BadInput, match=f"which {other} cannot train further"):
-        wrap(again, words(other))
+        wrap(again, words(other).tuning())
     if method == "lora":
         with pytest.raises(BadInput, match=r"lora.r: .* r 4, got 8; set lora.r=4"):
-            wrap(again, asked("method=lora", "lora.r=8"))
+            wrap(again, asked("method=lora", "lora.r=8").tuning())
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "adapter", "bitfit"])
+@pytest.mark.parametrize("method", ["full", "lora", "adapter", "bitfit", "IA3"])
 def test_next_sentence_prediction_trains_its_head_and_without_it_nothing_does(
     method: Method, network_of: Any
 ) -> None:
     encoder = ("stages=mlm", "model=bertinho")
     for nsp in (False, True):
         policy = network_of("bert", method)
-        wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}"))
+        wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}").tuning())
         trained_here = {n for n in policy.trainable() if idle("bert", n)}
         assert bool(trained_here) == (nsp and method != "adapter")
         hidden = policy.hidden(BATCH)
@@ -463,8 +476,215 @@ def test_bitfit_trains_a_thousandth_of_bertimbau() -> None:
 
     with torch.device("meta"):
         policy = Policy(BertForPreTraining(BertConfig(vocab_size=29_794)), None)
-        wrap(policy, words("bitfit"))
+        wrap(policy, words("bitfit").tuning())
     trainable, total = policy.count()
     layer = 2 * 2 * 768 + 4 * 768 + 3072 + 768  # two norms, attention's four, the MLP's two
     assert trainable == 12 * layer + 2 * 768 + 3 * 768  # after the embeddings, and in the head
     assert 0.0011 < trainable / total < 0.0012
+
+
+# --- any tuner of peft's ------------------------------------------------------------------------
+
+# What fits the tiny network, for tuners whose own defaults do not.
+SMALL = {
+    "C3A": "{block_size: 16}",
+    "FOURIERFT": "{n_frequency: 20}",
+    "MISS": "{r: 4}",
+    "PSOFT": "{r: 4}",
+    "ROAD": "{group_size: 16}",
+    "SHIRA": "{r: 2}",
+    "VBLORA": "{vector_length: 16, num_vectors: 20}",
+    "WAVEFT": "{n_frequency: 20}",
+}
+ROUNDED = 2e-6  # of tuners that take a matrix apart and put it together
+BESIDE = {"VBLORA": 2e-2}  # begins there, as conf/method/block/peft.yaml says
+
+
+def tuned(kind: str, options: str | None = None, *more: str) -> Any:
+    set_options = () if options is None else (f"peft.options={options}",)
+    return asked("method=peft", f"peft.type={kind}", *set_options, RATES, *more)
+
+
+@pytest.mark.filterwarnings("ignore")  # tuners' own: of CUDA, of what cannot be merged
+@pytest.mark.parametrize("kind", tuners.types())
+def test_every_type_that_is_offered_can_be_trained(
+    kind: str, tmp_path: Path, network_of: Any
+) -> None:
+    policy = network_of("qwen3", None)
+    plain = generated(policy)
+    start_logps = policy.logps(**BATCH.inputs()).detach()
+    config = tuned(kind, SMALL.get(kind))
+    wrap(policy, config.tuning())
+    policy.network.eval()
+    near = BESIDE.get(kind, ROUNDED)
+    torch.testing.assert_close(generated(policy), plain, atol=near, rtol=0)
+    start, before = policy.state(), generated(policy)
+    assert all(policy.network.base_model.prefix in name for name in start)
+    trained(policy)
+    for name, parameter in policy.trainable().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert not torch.equal(generated(policy), before)
+    under = policy.under(start, lambda: policy.logps(**BATCH.inputs()))
+    torch.testing.assert_close(under, start_logps, atol=near, rtol=0)
+    with policy.network.disable_adapter():
+        assert torch.equal(generated(policy), plain)
+    assert list(policy.trainable()) == list(start)
+    assert policy.holds_base
+    policy.save(tmp_path / "saved")
+    torch.manual_seed(77)  # nothing that was drawn is drawn again
+    again = PeftModel.from_pretrained(network_of("qwen3", None).model, tmp_path / "saved").eval()
+    again.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits(again), generated(policy), atol=1e-6, rtol=0)
+
+
+def test_every_type_of_peft_is_offered_or_has_a_reason() -> None:
+    for kind in PEFT_TYPE_TO_CONFIG_MAPPING:
+        if kind.value not in tuners.types():
+            with pytest.raises(BadInput, match=f"peft.type: {kind.value} .*; expected ADAMSS"):
+                wrap(Policy(tiny("qwen3"), None), tuned(kind.value).tuning())
+
+
+def test_ia3_scales_the_mlp_at_its_entry(family: str, wrapped: Any) -> None:
+    layers = dict(wrapped(family, "IA3").model.named_modules())
+    scaled = {n: m.is_feedforward for n, m in layers.items() if hasattr(m, "is_feedforward")}
+    assert len(scaled) == {"gpt2": 8, "bert": 13}.get(family, 14)
+    for name, feedforward in scaled.items():
+        mlp = ".mlp." in name or name.endswith(("intermediate.dense", "output.dense"))
+        assert feedforward == (mlp and ".attention." not in name), name
+
+
+def test_ia3_scales_only_the_layers_it_is_given(wrapped: Any) -> None:
+    policy = wrapped("qwen3", "IA3", "peft.options={target_modules: [k_proj, down_proj]}")
+    ends = {name.split(".")[-3] for name in policy.trainable()}
+    assert ends == {"k_proj", "down_proj"}
+    assert policy.model.model.layers[0].mlp.down_proj.is_feedforward
+    assert not policy.model.model.layers[0].self_attn.k_proj.is_feedforward
+
+
+def test_options_reach_peft() -> None:
+    policy = Policy(tiny("qwen3"), None)
+    options = "{r: 3, d_initial: 0.5, layers_to_transform: [1]}"
+    wrap(policy, tuned("VERA", options).tuning())
+    layer = policy.model.model.layers[1].self_attn.q_proj
+    assert torch.equal(layer.vera_lambda_d["default"], torch.full((3,), 0.5))
+    assert isinstance(policy.model.model.layers[0].self_attn.q_proj, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("ia3", None, "peft.type: peft has no type ia3; did you mean IA3.; expected ADAMSS"),
+        ("VERRA", None, "peft.type: peft has no type VERRA; did you mean .*VERA"),
+        ("PREFIX_TUNING", None, "peft.type: PREFIX_TUNING puts tokens before the sequence"),
+        ("PROMPT_TUNING", None, "packed trees have no place"),
+        ("P_TUNING", None, "packed trees have no place"),
+        ("BITFIT", None, "peft.type: BITFIT is method=bitfit"),
+        ("VERA", "{rank: 3}", "peft.options: VERA has no option rank; .* of bias, d_initial"),
+        ("VERA", "{vera_dropot: 0.1}", "did you mean vera_dropout"),
+        ("VERA", "{inference_mode: true}", "VERA has no option inference_mode"),
+        ("VERA", "{target_modules: [q_prj]}", "names q_prj, .* did you mean q_proj"),
+        ("VERA", "{target_modules: [q_proj, v_prj]}", "target_modules names v_prj"),
+        ("VERA", "{target_modules: q_prj}", "peft: peft cannot put VERA with these options"),
+        ("VERA", "{target_modules: [q_proj, lm_head]}", "peft: VERA .* changes the head"),
+        ("LORA", "{target_modules: [q_proj, embed_tokens]}", "LORA .* changes the head or the emb"),
+        ("VERA", "{r: 0}", "peft: peft cannot put VERA with these"),
+        ("FOURIERFT", None, "peft: peft cannot put FOURIERFT .*n_frequency"),
+        ("IA3", "{target_modules: [k_proj], feedforward_modules: [up_proj]}", "subset of"),
+    ],
+)
+def test_what_peft_has_not_is_a_sentence(kind: str, options: str | None, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        wrap(Policy(tiny("qwen3"), None), tuned(kind, options).tuning())
+
+
+def test_a_tuner_that_finds_nothing_to_train_is_refused() -> None:
+    with pytest.raises(BadInput, match="OSF finds nothing in the model to train"):
+        wrap(Policy(tiny("gpt2"), None), tuned("OSF").tuning())
+
+
+def test_an_adapter_is_trained_further_with_the_options_it_has(
+    tmp_path: Path, wrapped: Any
+) -> None:
+    wrapped("qwen3", "VERA").save(tmp_path)
+    policy = load_policy(tuned("VERA", None, f"model.path={tmp_path}").model, torch.float32, "sdpa")
+    for options in (None, "{r: 4}", "{target_modules: all-linear}", "{target_modules: [q_proj]}"):
+        tuning = tuned("VERA", options).tuning()
+        if options == "{target_modules: [q_proj]}":
+            with pytest.raises(BadInput, match=r"peft.options: .* target_modules .*; leave it out"):
+                wrap(policy, tuning)
+        else:
+            wrap(policy, tuning)
+    with pytest.raises(BadInput, match=r"peft.options: .* with r 4, got 8; leave it out"):
+        wrap(policy, tuned("VERA", "{r: 8}").tuning())
+    with pytest.raises(BadInput, match="of the kind vera, which peft cannot train further"):
+        wrap(policy, tuned("IA3").tuning())
+
+
+def test_a_lora_adapter_is_trained_further_with_its_layers_named(
+    tmp_path: Path, wrapped: Any
+) -> None:
+    named = "lora.target_modules=[q_proj]"
+    wrapped("qwen3", "lora", named).save(tmp_path)
+    config = words("lora", named, f"model.path={tmp_path}")
+    wrap(load_policy(config.model, torch.float32, "sdpa"), config.tuning())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "held"),
+    [
+        ("LORA", "{init_lora_weights: pissa}", False),
+        ("LORA", "{init_lora_weights: gaussian}", True),
+        ("LOHA", "{init_weights: false}", True),
+        ("VERA", "{r: 4, bias: all}", False),
+    ],
+)
+def test_it_is_known_whether_the_base_is_held(
+    kind: str, options: str, held: bool, network_of: Any
+) -> None:
+    policy, config = (
+        network_of("gpt2" if "bias" in options else "qwen3", None),
+        tuned(kind, options),
+    )
+    plain = generated(policy)
+    wrap(policy, config.tuning())
+    policy.network.eval()
+    trained(policy)
+    with policy.network.disable_adapter():
+        assert torch.equal(generated(policy), plain) == held
+    assert policy.holds_base == config.peft.keeps_base == held
+
+
+@pytest.mark.parametrize(("kind", "swapped"), [("IA3", True), ("VERA", False)])
+def test_an_adapter_with_a_drawn_part_is_put_beside_the_other(
+    kind: str, swapped: bool, tmp_path: Path, wrapped: Any
+) -> None:
+    """Other tensors in one network make another adapter only where all that differs is trained."""
+    policy = wrapped("qwen3", kind)
+    for name in ("one", "two"):
+        trained(policy)
+        policy.save(tmp_path / name)
+    other = tuned(kind, None, f"model.path={tmp_path / 'one'}").model
+    state = base._same_adapter(policy, str(tmp_path / "two"), other)
+    assert (state is not None) == swapped
+
+
+@pytest.mark.parametrize("option", ["rank_dropout", "module_dropout"])
+def test_dropout_of_a_tuner_can_be_switched_off(option: str, network_of: Any) -> None:
+    policy = network_of("qwen3", None)
+    wrap(policy, tuned("LOHA", f"{{init_weights: false, {option}: 0.5}}").tuning())
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return logits(policy.network.train())
+
+    policy.model.set_attn_implementation("sdpa")
+    assert not torch.equal(drawn(0), drawn(1))
+    with policy.without_dropout():
+        assert torch.equal(drawn(0), drawn(1))
+    assert not torch.equal(drawn(0), drawn(1))
+
+
+def test_every_method_names_a_function_that_is_there() -> None:
+    for name, traits in METHODS.items():
+        assert callable(load_function(traits.function, "method", name))

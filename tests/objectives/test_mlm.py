@@ -87,7 +87,7 @@ def rows(count: int, segments: int, seed: int = 0) -> Forest:
 def policy(method: Any = "full", nsp: bool = False) -> Policy:
     made = Policy(tiny("bert"), Vocabulary())
     words = ["stages=mlm", "model=bertinho", f"method={method}", f"mlm.nsp={nsp}"]
-    wrap(made, asked(*words))
+    wrap(made, asked(*words).tuning())
     return made
 
 

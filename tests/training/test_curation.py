@@ -44,7 +44,7 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
         [tree([5, 6], [7, *own], learned=4)],
     ]
     policy = Policy(tiny("qwen3"), words())
-    wrap(policy, asked("lora.dropout=0.5"))
+    wrap(policy, asked("lora.dropout=0.5").tuning())
     policy.network.train()
     machine = run_context(tmp_path).machine
     found = difficulty(policy, iter(rows), 4096, machine)

@@ -64,7 +64,7 @@ def pairs(count: int = 8) -> Split:
 def policy(method: Method = "lora", dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), words())
     lora = ("lora.r=4", f"lora.dropout={dropout}") if method == "lora" else ()
-    wrap(made, asked(f"method={method}", *lora))
+    wrap(made, asked(f"method={method}", *lora).tuning())
     return made
 
 

@@ -75,7 +75,7 @@ def prompts(count: int = 12) -> Split:
 
 def policy(dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), words())
-    wrap(made, asked("lora.r=4", f"lora.dropout={dropout}"))
+    wrap(made, asked("lora.r=4", f"lora.dropout={dropout}").tuning())
     return made
 
 

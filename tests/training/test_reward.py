@@ -55,7 +55,7 @@ print(json.dumps(found))
 
 def policy(method: Method) -> Policy:
     made = load_policy(asked().model, torch.float32, "sdpa")
-    wrap(made, asked(f"method={method}"))
+    wrap(made, asked(f"method={method}").tuning())
     return made
 
 

@@ -51,7 +51,7 @@ def split(count: int = 20) -> Split:
 def policy(method: Any = "lora", dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), None)
     lora = ("lora.r=4", f"lora.dropout={dropout}") if method == "lora" else ()
-    wrap(made, asked(f"method={method}", *lora))
+    wrap(made, asked(f"method={method}", *lora).tuning())
     return made
 
 

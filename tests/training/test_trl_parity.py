@@ -195,7 +195,7 @@ def test_twenty_steps_equal_trl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     network = tiny("qwen3")
     theirs_network = copy.deepcopy(network)
     policy = Policy(network, tokenizer=None)
-    wrap(policy, asked("lora.r=4", f"seed={SEED}"))
+    wrap(policy, asked("lora.r=4", f"seed={SEED}").tuning())
     # peft starts B at zero, where A has no gradient; off it, every tensor matters from step one.
     torch.manual_seed(SEED)
     for parameter in policy.trainable().values():

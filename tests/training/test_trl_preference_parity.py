@@ -111,7 +111,7 @@ def pairs() -> list[Tree]:
 def start(network: nn.Module) -> Policy:
     """The policy that a stage finds: an adapter that was trained before, so no tensor is zero."""
     policy = Policy(network, tokenizer=None)
-    wrap(policy, asked("lora.r=4", f"seed={SEED}"))
+    wrap(policy, asked("lora.r=4", f"seed={SEED}").tuning())
     torch.manual_seed(SEED)
     for parameter in policy.trainable().values():
         parameter.data += 0.1 * torch.randn_like(parameter)
