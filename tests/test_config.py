@@ -182,7 +182,7 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["lora.dropout=1"], ["lora.dropout", "at most"]),
         (["stages=stf"], ["stages", "reward or ppo", "did you mean sft?"]),
         (["stages=[]"], ["stages", "a stage or more"]),
-        (["benchmark=open"], ["benchmark.protocol", "open.prompts", "generate or chapter"]),
+        (["benchmark=open"], ["benchmark.protocol", "open.prompts", "chapter or written"]),
         (["stages=[sft,sft]"], ["sft stands twice"]),
         (["sft.learning_rate=quick"], ["sft.learning_rate", "auto or a number above 0"]),
         (["sft.schedule=cosin"], ["sft.schedule", "did you mean cosine?"]),
