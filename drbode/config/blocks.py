@@ -10,6 +10,7 @@ from drbode.config.catalogue import (
     Protocol,
     ProtocolTraits,
     Scorer,
+    loss_traits,
     names,
 )
 from drbode.config.convert import Range
@@ -114,6 +115,26 @@ class StageConfig:
         """Tokens of the context that are kept free for an answer that the stage samples."""
         return 0
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the logps of a reference policy are computed before the stage."""
+        return False
+
+    @property
+    def refers_to_base(self) -> bool:
+        """Whether that reference is the base, not the policy that the stage began with."""
+        return False
+
+    @property
+    def unquantizes(self) -> bool:
+        """Whether a quantized base is held in full precision from this stage on."""
+        return False
+
+    @property
+    def curates(self) -> bool:
+        """Whether the stage's rows are chosen from more."""
+        return False
+
     def unread(self) -> Unread:
         """Its keys that another choice in the block leaves without effect."""
         return {f"data.{name}": why for name, why in self.data.unread().items()}
@@ -162,21 +183,41 @@ class SftConfig(StageConfig):
     curation: Literal["limo", "random", "diverse"] | None
     curation_n: Count
 
+    @property
+    def curates(self) -> bool:
+        return self.curation is not None
+
     def unread(self) -> Unread:
-        curation = {} if self.curation else {"curation_n": "sft.curation=null"}
+        curation = {} if self.curates else {"curation_n": "sft.curation=null"}
         return super().unread() | curation
 
 
 @dataclass(frozen=True)
 class DpoConfig(StageConfig):
     loss: Loss
-    options: dict[str, float]
+    options: dict[str, float] | None
     beta: Positive
     label_smoothing: Annotated[float, Range(0, 0.49)]
     nll_weight: NotNegative
     reference: Literal["stage_start", "base"]
     quantize_base: bool
     kl_prompts: CountOrZero
+
+    @property
+    def needs_reference(self) -> bool:
+        return loss_traits(self.loss).needs_reference
+
+    @property
+    def refers_to_base(self) -> bool:
+        return self.needs_reference and self.reference == "base"
+
+    @property
+    def unquantizes(self) -> bool:
+        return not self.quantize_base
+
+    def unread(self) -> Unread:
+        unread = super().unread()
+        return unread if self.needs_reference else unread | {"reference": f"dpo.loss={self.loss}"}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def load_function(name: str, key: str, expected: str) -> Callable[..., Any]:
     """
     module, _, function = name.partition(":")
     try:
-        with_current_folder()
+        _look_in_current_folder()
         loaded = getattr(importlib.import_module(module), function)
     except Exception as error:  # of the import system, or raised by the module itself
         raise BadInput(
@@ -52,7 +52,7 @@ def source_digest(name: str) -> str | None:
     that the file imports are not followed.
     """
     module = name.partition(":")[0]
-    with_current_folder()
+    _look_in_current_folder()
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
@@ -62,7 +62,8 @@ def source_digest(name: str) -> str | None:
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
-def with_current_folder() -> None:
-    """Lets modules of the current folder be imported, also where a script's name started Python."""
+def _look_in_current_folder() -> None:
+    """Lets modules of the current folder be imported, also those written a moment ago."""
+    importlib.invalidate_caches()
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, "")

@@ -42,8 +42,6 @@ def unread(config: "TrainConfig") -> Unread:
     keys: Unread = dotted("benchmark", config.benchmark.unread())
     for stage in STAGES:
         keys |= dotted(stage, config.stage(stage).unread())
-    if not loss_traits(config.dpo.loss).needs_reference:
-        keys["dpo.reference"] = f"dpo.loss={config.dpo.loss}"
     if not config.traits.quantizes:
         keys["dpo.quantize_base"] = f"a method other than {one_of(names(METHODS, quantizes=True))}"
     if config.open.prompts == 0:
@@ -138,7 +136,7 @@ def _loss(config: "TrainConfig") -> Iterator[str]:
     if "dpo" not in config.stages or is_function(config.dpo.loss):
         return
     known = loss_traits(config.dpo.loss).options
-    for name in config.dpo.options:
+    for name in config.dpo.options or ():
         if name not in known:
             expected = f"expected some of {one_of(known)}" if known else "it has none; leave it out"
             yield (

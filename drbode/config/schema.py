@@ -38,7 +38,6 @@ from drbode.config.catalogue import (
     MethodTraits,
     ModelKind,
     Stage,
-    loss_traits,
     names,
 )
 from drbode.config.convert import Range
@@ -121,22 +120,13 @@ class TrainConfig:
         paths = [path for own in data for path in (own.path, own.validation_path)]
         return BODINHO in paths or self.benchmark.reads_bodinho()
 
-    @property
-    def uses_reference(self) -> bool:
-        """Whether stage dpo reads the logps of a reference."""
-        return "dpo" in self.stages and loss_traits(self.dpo.loss).needs_reference
-
     def refers_to_base(self) -> bool:
         """Whether a stage's reference is the base, not the policy that the stage began with."""
-        return self.uses_reference and self.dpo.reference == "base"
-
-    def curates(self) -> bool:
-        """Whether the rows of stage sft are chosen from more."""
-        return "sft" in self.stages and self.sft.curation is not None
+        return any(block.refers_to_base for block in self.blocks().values())
 
     def unquantizes(self, stage: Stage) -> bool:
         """Whether the base is held unquantized from this stage on."""
-        return stage == "dpo" and self.traits.quantizes and not self.dpo.quantize_base
+        return self.traits.quantizes and self.stage(stage).unquantizes
 
     def unread(self) -> Unread:
         """Dotted keys that have no effect beside the rest of the config, and why."""

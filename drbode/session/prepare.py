@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drbode import record
-from drbode.config import BadInput, Stage, StageConfig, TrainConfig
+from drbode.config import BadInput, SftConfig, Stage, StageConfig, TrainConfig
 from drbode.data.contamination import DROPPED, Check
 from drbode.data.curation import Curation
 from drbode.data.prompts import Renderer
@@ -52,13 +52,13 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
     _refuse_other_method(config)
     benchmark = load_benchmark(config.benchmark, config.data.conditions)
     check = Check(benchmark.rows, config.contamination.action)
-    curation = Curation(config.sft, config.seed) if config.curates() else None
+    curation = {stage: Curation(own, config.seed) for stage, own in _curated(blocks).items()}
     splits = _rows(config, blocks, check, curation, cache_of(run))
     _refuse_contaminated(check, run.folder)
     policy = load(config, machine, quantized=config.traits.quantizes)
-    if curation is not None:
-        splits["sft"] = _curate(curation, policy, blocks["sft"], machine, splits["sft"])
-        _write_curation(curation, run.folder / "curation")
+    for stage, choice in curation.items():
+        splits[stage] = _curate(choice, policy, blocks[stage], machine, splits[stage])
+        _write_curation(choice, run.folder / "curation")
     for stage, block in blocks.items():
         check_stage(stage, block, policy)
     renderer = Renderer(policy.tokenizer, policy.context)
@@ -95,7 +95,7 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
         contamination=check.as_dict(),
         general=general.as_dict(),
         open=None if prompts is None else _described(prompts),
-        curation=None if curation is None else curation.as_dict(),
+        curation=next((choice.as_dict() for choice in curation.values()), None),
     )
     encoder = config.model_kind == "encoder"
     end = policy.tokenizer.sep_token_id if encoder else renderer.turn_end[1]
@@ -131,11 +131,16 @@ def _refuse_other_method(config: TrainConfig) -> None:
         )
 
 
+def _curated(blocks: Mapping[Stage, StageConfig]) -> dict[Stage, SftConfig]:
+    """The stages whose rows are chosen from more."""
+    return {s: own for s, own in blocks.items() if isinstance(own, SftConfig) and own.curates}
+
+
 def _rows(
     config: TrainConfig,
     blocks: Mapping[Stage, StageConfig],
     check: Check,
-    curation: Curation | None,
+    curation: Mapping[Stage, Curation],
     cache: Path,
 ) -> dict[Stage, tuple[Split, Split | None]]:
     """Each stage's rows; those of a curated stage as far as they are screened without a model."""
@@ -148,7 +153,7 @@ def _rows(
             config.seed,
             cache,
             config.data.conditions,
-            curation.screen if curation is not None and stage == "sft" else None,
+            curation[stage].screen if stage in curation else None,
             check,
         ).splits()
         for stage, block in blocks.items()

@@ -43,7 +43,7 @@ class DPOModule(TrainingModule):
     def sums(self, batch: Trees) -> Sums:
         pairs = _pairs(batch, self.policy.logps(**batch.inputs()))
         config = self.config
-        loss = dpo_loss(self.loss, pairs, config.beta, config.label_smoothing, config.options)
+        loss = dpo_loss(self.loss, pairs, config.beta, config.label_smoothing, config.options or {})
         if config.nll_weight:
             loss = loss + config.nll_weight * mean_nll(pairs.policy_chosen, pairs.chosen_tokens)
         metrics = pair_metrics(pairs, config.beta)
@@ -109,7 +109,7 @@ def build(context: StageContext[DpoConfig]) -> Training:
     """The reference's logps are computed here, once, where the loss reads them."""
     config = context.config
     train, validation = context.train, context.validation
-    if loss_traits(config.loss).needs_reference:
+    if config.needs_reference:
         train = _with_reference(context, train)
         validation = None if validation is None else _with_reference(context, validation)
     loader = StepLoader(train.trees, config, context.run.seed)
@@ -128,14 +128,14 @@ def _with_reference(context: StageContext[DpoConfig], split: Split) -> Split:
 
 def preference_loss(config: DpoConfig) -> Loss:
     """The function of `dpo.loss`. Raises BadInput where it is not to be had or refuses options."""
-    expected = f"{one_of(LOSSES)} or module:function"
+    expected, options = f"{one_of(LOSSES)} or module:function", config.options or {}
     loss = load_function(loss_traits(config.loss).function, "dpo.loss", expected)
     try:
-        inspect.signature(loss).bind(None, config.beta, **config.options)
+        inspect.signature(loss).bind(None, config.beta, **options)
     except TypeError as error:
         raise BadInput(
             f"dpo.options: {config.loss} is called as (pairs, beta, **options) with the options "
-            f"{sorted(config.options)}, which its signature does not take ({error}); give those "
+            f"{sorted(options)}, which its signature does not take ({error}); give those "
             "that it takes"
         ) from None
     return loss

@@ -117,6 +117,18 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return made
 
 
+@pytest.mark.parametrize("loss", ["reference_free", "simpo"])
+def test_no_reference_pass_is_run_for_a_loss_that_reads_none(
+    loss: str, passes: list[int], tmp_path: Path
+) -> None:
+    """The implicit reward then is beta x the policy's own logp."""
+    run(policy(), dpo_stage(loss=loss, steps=1), tmp_path, pairs(4))
+    assert passes == []
+    rewards, logps = (logged(tmp_path, "train", n)[0][1] for n in ("reward_chosen", "logps_chosen"))
+    assert rewards == pytest.approx(dpo_stage().beta * logps)
+    assert logged(tmp_path, "train", "chosen_gain_a_token") == []
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_at_step_0_the_policy_is_its_own_reference_also_after_sft(
     method: Method, tmp_path: Path
