@@ -8,9 +8,7 @@ os.environ.pop("WANDB_SILENT", None)  # under it an offline run could not be rea
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    ["drbode.objectives", "drbode.models", "drbode.data.trees"], "beartype.beartype"
-)
+install_import_hook(["drbode.objectives", "drbode.models", "drbode.trees"], "beartype.beartype")
 
 import torch
 

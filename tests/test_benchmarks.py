@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
 sys.path.insert(0, str(FOLDER))

@@ -9,11 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "drbode"
 # Each room, and the rooms it may import from.
 LEFT: dict[str, set[str]] = {
     "objectives": set(),
+    "trees": set(),
     "config": set(),
     "record": {"config"},
     "multirun": {"config"},
-    "data": {"config", "record", "objectives"},
-    "models": {"config", "record", "objectives"},
+    "data": {"config", "record", "objectives", "trees"},
+    "models": {"config", "record", "objectives", "trees"},
 }
 LEFT["training"] = LEFT["evaluation"] = {"data", "models", *LEFT["data"]}
 LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}

@@ -18,8 +18,8 @@ from drbode.config import digest
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.rows import parse_text
-from drbode.data.trees import Completion, Tree
 from drbode.record import exclusive, whole
+from drbode.trees import Completion, Tree
 
 BATCH = 2_000_000  # characters that are tokenised at a time
 LAYOUT = 1  # of the files below; another number where it changes

@@ -23,7 +23,7 @@ from drbode.data.duplicates import near_duplicates, plain
 from drbode.data.rows import parse_chat
 from drbode.data.sources import Record
 from drbode.data.splits import Render, Split, render_rows
-from drbode.data.trees import Tree
+from drbode.trees import Tree
 
 NEAR = 0.8  # Jaccard index of runs of three words from which a row nearly repeats another
 # Portuguese is told from these. Of all that py3langid knows, Galician and Aragonese take about one

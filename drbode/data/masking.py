@@ -16,14 +16,14 @@ from torch import Tensor
 
 from drbode.config import MlmConfig
 from drbode.data.steps import Step, StepLoader
-from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.objectives.mlm import mask_tokens
+from drbode.trees import Batch, Completion, Tree, pack, within
 
 PAIR = 2  # segments
 
 
 @dataclass(frozen=True)
-class MaskedTrees:
+class MaskedBatch:
     """Packed sequences with masked tokens: where they are, and what stood there.
 
     `follows` says of the sequences with two segments whether the second is another row's (0: it
@@ -31,19 +31,19 @@ class MaskedTrees:
     the number of masked tokens to a pair in the whole step, or the whole validation.
     """
 
-    trees: Trees
+    batch: Batch
     segments: Int[Tensor, " tokens"]
     firsts: Int[Tensor, " pairs"]
     follows: Int[Tensor, " pairs"]
     pair_weight: float
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "MaskedTrees":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "MaskedBatch":
         segments, firsts, follows = (
             t.to(device, non_blocking=non_blocking)
             for t in (self.segments, self.firsts, self.follows)
         )
-        trees = self.trees.to(device, non_blocking)
-        return MaskedTrees(trees, segments, firsts, follows, self.pair_weight)
+        batch = self.batch.to(device, non_blocking)
+        return MaskedBatch(batch, segments, firsts, follows, self.pair_weight)
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Masker:
         rows: Sequence[tuple[Tree, int]],
         max_tokens: int,
         generator: torch.Generator,
-    ) -> list[MaskedTrees]:
+    ) -> list[MaskedBatch]:
         """Rows, each with 0 or 1 for whether its second segment follows, masked and packed."""
         groups = iter(within([row for row, _ in rows], max_tokens))
         labels = iter(label for _, label in rows)
         packed = [self._pack([(t, next(labels)) for t in group], generator) for group in groups]
-        masked = sum(len(batch.trees.targets) for batch in packed)
-        pairs = sum(len(batch.follows) for batch in packed)
-        return [replace(batch, pair_weight=masked / max(1, pairs)) for batch in packed]
+        targets = sum(len(masked.batch.targets) for masked in packed)
+        pairs = sum(len(masked.follows) for masked in packed)
+        return [replace(masked, pair_weight=targets / max(1, pairs)) for masked in packed]
 
-    def _pack(self, rows: Sequence[tuple[Tree, int]], generator: torch.Generator) -> MaskedTrees:
+    def _pack(self, rows: Sequence[tuple[Tree, int]], generator: torch.Generator) -> MaskedBatch:
         whole = pack([_joined(tree) for tree, _ in rows])
         segments: list[int] = []
         firsts: list[int] = []
@@ -91,15 +91,15 @@ class Masker:
             sources.append(start + masked.chosen)
             owners.append(torch.full_like(masked.chosen, number))
         chosen = torch.cat(sources)
-        trees = replace(
+        batch = replace(
             whole,
             input_ids=torch.cat(corrupted),
             sources=chosen,
             targets=whole.input_ids[chosen],
             owners=torch.cat(owners),
         )
-        return MaskedTrees(
-            trees,
+        return MaskedBatch(
+            batch,
             torch.tensor(segments, dtype=torch.long),
             torch.tensor(firsts, dtype=torch.long),
             torch.tensor(follows, dtype=torch.long),
@@ -157,13 +157,13 @@ class MaskedSteps(StepLoader):
                 batches,
                 rows=len(rows),
                 tokens=sum(row.tokens for row, _ in rows),
-                supervised=sum(len(batch.trees.targets) for batch in batches),
+                supervised=sum(len(masked.batch.targets) for masked in batches),
             )
 
 
 def held_out_batches(
     trees: Sequence[Tree], max_tokens: int, masker: Masker, seed: int
-) -> list[MaskedTrees]:
+) -> list[MaskedBatch]:
     """Validation rows, masked and paired once, the same at every validation."""
     partners = exchanged(trees, f"{seed} held out")
     rows = [with_partner(trees, i, partners) for i in range(len(trees))]

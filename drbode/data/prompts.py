@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from drbode.config import BadInput
 from drbode.data.rows import Chat, Message, Pair, Prompt, Question, Text
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 
 # What stands for a message's content while a template is read: its number between characters that
 # no text holds.
@@ -155,9 +155,9 @@ class Renderer:
                 why = None if trees else f"longer than {self.max_length} tokens"
                 return Rendered(trees, cut=bool(trees), dropped=why)
             if follows:
-                ids, supervised = trees[-1].completions[0]
-                ids += before + answer
-                supervised += [False] * len(before) + [True] * len(answer)
+                turns = trees[-1].completions[0]
+                turns.ids.extend(before + answer)
+                turns.supervised.extend([False] * len(before) + [True] * len(answer))
             else:
                 trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
         return Rendered(trees)

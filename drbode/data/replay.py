@@ -9,7 +9,7 @@ from drbode.config import BadInput, CptConfig
 from drbode.data.corpus import Pieces
 from drbode.data.splits import Split
 from drbode.data.steps import StepLoader, shuffled
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 
 
 class TextSteps(StepLoader):
@@ -80,6 +80,6 @@ def shortened(tree: Tree, tokens: int) -> Tree:
     (own,) = tree.completions
     kept = len(own.ids) - tokens
     if kept > 0:
-        return Tree(tree.prompt, [Completion(own.ids[:kept], own.supervised[:kept])])
+        return Tree(tree.prompt, [Completion(own.ids[:kept], own.supervised[:kept], own.label)])
     ids = tree.prompt[: len(tree.prompt) + kept]
     return Tree([], [Completion(ids, [False] * len(ids))])

@@ -27,7 +27,7 @@ from drbode.data.corpus import Pieces, pieces
 from drbode.data.duplicates import near_duplicates
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import parse_chat, parse_pair, parse_prompt, parse_text
-from drbode.data.trees import Forest, Tree
+from drbode.trees import Forest, Tree
 
 REPEATED = "nearly repeats another"
 

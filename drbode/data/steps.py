@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from drbode.config import StageConfig
-from drbode.data.trees import Tree, pack, within
+from drbode.trees import Tree, pack, within
 
 
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step is made of: micro-batches, and the tokens its loss is divided by."""
 
-    batches: list[Any]  # Trees, or what an objective makes of them
+    batches: list[Any]  # Batch, or what an objective makes of them
     rows: int
     tokens: int
     supervised: int

@@ -14,12 +14,12 @@ from drbode.data.bodinho import Conditions
 from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_text
-from drbode.data.trees import Tree, pack, within
 from drbode.evaluation import benchmarks
 from drbode.evaluation.benchmarks import Answer, Benchmark
 from drbode.evaluation.statistics import Z95, Interval
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
+from drbode.trees import Tree, pack, within
 
 
 class Document(NamedTuple):
@@ -117,15 +117,12 @@ def text_bits(
     policy: Policy, documents: Sequence[Document], max_tokens: int, machine: Machine
 ) -> list[float]:
     """Bits of each document: the sum over its predicted tokens of -log2 p."""
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.inference_mode(), machine.autocast():
+    with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group in within((tree for d in documents for tree in d.trees), max_tokens):
             batch = pack(group).to(policy.device)
-            sums = batch.sums(policy.logps(**batch.inputs()).double())
+            sums = batch.sums(policy.logps(batch).double())
             found += (sums / -math.log(2)).tolist()
-    policy.network.train(training)
     trees = iter(found)
     return [sum(next(trees) for _ in document.trees) for document in documents]
 

@@ -15,13 +15,13 @@ from drbode.data import fewshot, sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
-from drbode.data.trees import Tree, pack, within
 from drbode.evaluation.benchmarks import Answer, Benchmark, Forecast
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.models.base import Policy
 from drbode.models.generation import generate
 from drbode.models.machine import Machine
 from drbode.models.pseudo import pseudo_logps
+from drbode.trees import Tree, pack, within
 
 WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
 
@@ -292,9 +292,7 @@ def _by_scores(
     """
     asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Choice] = {}
-    training = policy.network.training
-    policy.network.eval()
-    with torch.inference_mode(), machine.autocast():
+    with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group, begin in _alike(asked, config):
             prefix = policy.prefix(begin) if begin else None
             found: list[float] = []
@@ -302,14 +300,13 @@ def _by_scores(
             rests = (Tree(tree.prompt[len(begin) :], tree.completions) for tree in trees)
             for few in within(rests, config.max_tokens):
                 batch = pack(few).to(policy.device)
-                logps = policy.logps(**batch.inputs(), prefix=prefix).double()
+                logps = policy.logps(batch, prefix=prefix).double()
                 found += (batch.sums(logps) / (batch.lengths() if mean else 1)).tolist()
             scored = iter(found)
             for i in group:
                 scores = {letter: next(scored) for letter in asked[i].question.alternatives}
                 best = max(scores, key=scores.__getitem__)  # of equal ones the first
                 answers[i] = _answer(asked[i], best, len(begin), scores=scores)
-    policy.network.train(training)
     return [answers[i] for i in range(len(asked))]
 
 

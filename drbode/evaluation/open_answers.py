@@ -16,13 +16,13 @@ from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Pair, Prompt, parse_pair, parse_prompt
 from drbode.data.splits import prompt_columns, read_rows
-from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.evaluation.free_text import prompt_text, write
 from drbode.evaluation.scorers import load_scorer, scores_of
 from drbode.evaluation.statistics import paired, wilson, win_rate
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.trees import Batch, Completion, Tree, pack, within
 
 SIDE_BY_SIDE = "side_by_side.csv"
 RULES = ("cautious", "advises", "overconfident", "ends", "repeats")  # of data/answers.py, 0 or 1
@@ -244,8 +244,8 @@ def _margins(
     """None also for a pair whose answers are the same as far as the model's context goes."""
     rendered = [[] if a.pair is None else renderer.pair(a.pair).trees for a in asked]
 
-    def logps(batch: Trees) -> Tensor:
-        return batch.sums(policy.logps(**batch.inputs()).double())
+    def logps(batch: Batch) -> Tensor:
+        return batch.sums(policy.logps(batch).double())
 
     trees = [tree for own in rendered for tree in own]
     found = iter(_each(policy, trees, logps, machine, max_tokens))
@@ -291,8 +291,8 @@ def scored(
         prompt = renderer.prompt(one.asked.prompt.messages)
         trees.append(Tree(prompt, [Completion(ids, [True] * len(ids))]))
 
-    def scores(batch: Trees) -> Tensor:
-        return reward.scores(policy, batch.ends(), **batch.sequence())
+    def scores(batch: Batch) -> Tensor:
+        return reward.scores(policy, batch)
 
     found = _each(policy, trees, scores, machine, max_tokens)
     return [replace(one, score=score) for one, score in zip(answers, found, strict=True)]
@@ -301,18 +301,15 @@ def scored(
 def _each(
     policy: Policy,
     trees: Iterable[Tree],
-    compute: Callable[[Trees], Tensor],
+    compute: Callable[[Batch], Tensor],
     machine: Machine,
     max_tokens: int,
 ) -> list[float]:
     """What `compute` makes of each completion, in evaluation mode and without gradient."""
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.no_grad(), machine.autocast():
+    with policy.evaluating(), torch.no_grad(), machine.autocast():
         for group in within(trees, max_tokens):
             found += compute(pack(group).to(policy.device)).tolist()
-    policy.network.train(training)
     return found
 
 

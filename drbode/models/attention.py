@@ -11,6 +11,7 @@ touched. `sdpa` runs each prompt and completion through scaled_dot_product_atten
 `flex` is told the rule and skips what it hides.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
-Layout = tuple[tuple[int, ...], ...]  # of each tree: length of its prompt, of each completion
+from drbode.trees import Layout
+
+# What transformers hands to every attention function, and these need not read. Anything else that
+# is not None (a window, a soft cap, a sink) changes what the model computes, and is refused.
+HARMLESS = {
+    "position_ids",  # already in the queries and keys, or in the embeddings that they come from
+    "use_cache",  # keys are kept, or not, before the attention function is called
+}
 
 NAMES = {"sdpa": "drbode_tree_sdpa", "flex": "drbode_tree_flex"}
 
@@ -43,6 +51,15 @@ class Prefix(DynamicCache):  # type: ignore[misc]
         """The same as a cache that grows, for a batch of so many rows."""
         return DynamicCache(
             [[t.expand(rows, -1, -1, -1) for t in (own.keys, own.values)] for own in self.layers]
+        )
+
+
+def _refuse_unknown(others: Mapping[str, Any]) -> None:
+    unknown = [n for n, value in others.items() if value is not None and n not in HARMLESS]
+    if unknown:
+        raise ValueError(
+            f"the tree attention does not know {', '.join(unknown)}, which the model hands to its "
+            "attention: without it the model would compute something else"
         )
 
 
@@ -74,14 +91,15 @@ def tree_attention_sdpa(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
     """Piece by piece: a prompt with its first completion, then each further one on the same keys.
 
     After a prefix, whose keys each piece would copy, it is tree by tree under the rule as a mask.
     Where it is not causal the prompt goes alone, then every completion on its keys. Raises
-    ValueError without a layout.
+    ValueError without a layout, or with an argument that it does not know.
     """
+    _refuse_unknown(others)
     layout = _checked(layout, query)
     causal = _causal(module)
     if key.shape[2] > query.shape[2]:
@@ -178,9 +196,13 @@ def tree_attention_flex(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
-    """The same rule by FlexAttention. Raises ValueError without a layout or with dropout."""
+    """The same rule by FlexAttention.
+
+    Raises ValueError without a layout, with dropout, or with an argument that it does not know.
+    """
+    _refuse_unknown(others)
     layout = _checked(layout, query)
     if dropout:
         raise ValueError("FlexAttention has no dropout; set model.attention=sdpa")

@@ -37,9 +37,10 @@ from drbode.config import (
     QloraConfig,
     build,
 )
-from drbode.models.attention import NAMES, Layout, Prefix
+from drbode.models.attention import NAMES, Prefix
 from drbode.objectives.logps import token_logps
 from drbode.record import read_record
+from drbode.trees import Batch
 
 # Families whose attention goes through transformers' interface, and whose rule is plain causal in
 # decoders, plain bidirectional in encoders.
@@ -127,9 +128,7 @@ class Policy(nn.Module):
 
     def hidden(
         self,
-        input_ids: Int[Tensor, " tokens"],
-        positions: Int[Tensor, " tokens"],
-        layout: Layout,
+        batch: Batch,
         prefix: Prefix | None = None,
         segments: Int[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "tokens width"]:
@@ -140,28 +139,20 @@ class Policy(nn.Module):
         start = 0 if prefix is None else prefix.get_seq_length()
         types = {} if segments is None else {"token_type_ids": segments[None]}
         output = self.model.base_model(
-            input_ids=input_ids[None],
-            position_ids=positions[None] + start,
+            input_ids=batch.input_ids[None],
+            position_ids=batch.positions[None] + start,
             past_key_values=prefix,
-            layout=layout,
+            layout=batch.layout,
             use_cache=False,
             **types,
         )
         states: Tensor = output.last_hidden_state[0]
         return states
 
-    def logps(
-        self,
-        input_ids: Int[Tensor, " tokens"],
-        positions: Int[Tensor, " tokens"],
-        layout: Layout,
-        sources: Int[Tensor, " supervised"],
-        targets: Int[Tensor, " supervised"],
-        prefix: Prefix | None = None,
-    ) -> Float[Tensor, " supervised"]:
-        """Log-probability (nats) of each supervised token of packed trees."""
-        hidden = self.hidden(input_ids, positions, layout, prefix)
-        return self.predicted(hidden[sources], targets)
+    def logps(self, batch: Batch, prefix: Prefix | None = None) -> Float[Tensor, " supervised"]:
+        """Log-probability (nats) of each supervised token."""
+        hidden = self.hidden(batch, prefix)
+        return self.predicted(hidden[batch.sources], batch.targets)
 
     def predicted(
         self, states: Float[Tensor, "supervised width"], targets: Int[Tensor, " supervised"]
@@ -177,16 +168,13 @@ class Policy(nn.Module):
 
         It holds while the weights stay as they are.
         """
-        training = self.network.training
-        self.network.eval()
-        with torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             output = self.model.base_model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.arange(len(ids), device=self.device)[None],
                 layout=((len(ids),),),
                 use_cache=True,
             )
-        self.network.train(training)
         return Prefix([layer[:2] for layer in output.past_key_values])
 
     def forward(self, compute: Callable[[], T]) -> T:
@@ -242,6 +230,16 @@ class Policy(nn.Module):
                 parameter.copy_(state[name])
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Puts the network into evaluation mode, and back into the mode that it was in."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(training)
+
+    @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Switches every dropout off, in training mode as well."""
         probabilities = {
@@ -264,13 +262,11 @@ class Policy(nn.Module):
 
         The tree functions take no padding mask, which batched generation needs.
         """
-        training = self.network.training
         self.model.set_attn_implementation("sdpa")
-        self.network.eval()
         try:
-            yield self.network
+            with self.evaluating():
+                yield self.network
         finally:
-            self.network.train(training)
             self.model.set_attn_implementation(NAMES[self.attention])
 
     def save(self, folder: Path) -> None:

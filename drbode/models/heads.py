@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from drbode.config import BadInput
 from drbode.models.base import ADAPTER, ADAPTER_CONFIG, Policy, read_tensors
+from drbode.trees import Batch
 
 PREFIX, SCORE = "base_model.model.", "score.weight"  # as transformers and peft name them
 
@@ -30,10 +30,8 @@ class RewardModel:
     state: Mapping[str, Tensor]
     head: Float[Tensor, " width"]
 
-    def scores(
-        self, policy: Policy, ends: Int[Tensor, " completions"], **sequence: Any
-    ) -> Float[Tensor, " completions"]:
-        return policy.under(self.state, lambda: score(policy, self.head, ends, **sequence))
+    def scores(self, policy: Policy, batch: Batch) -> Float[Tensor, " completions"]:
+        return policy.under(self.state, lambda: score(policy, self.head, batch))
 
     def to(self, device: torch.device) -> "RewardModel":
         moved = {name: tensor.to(device) for name, tensor in self.state.items()}
@@ -56,13 +54,10 @@ class RewardModel:
 
 
 def score(
-    policy: Policy,
-    head: Float[Tensor, " width"],
-    ends: Int[Tensor, " completions"],
-    **sequence: Any,
+    policy: Policy, head: Float[Tensor, " width"], batch: Batch
 ) -> Float[Tensor, " completions"]:
-    """head . hidden state of each completion's last token; `sequence` is what `hidden` takes."""
-    return policy.hidden(**sequence)[ends].to(head.dtype) @ head
+    """head . hidden state of each completion's last token."""
+    return policy.hidden(batch)[batch.ends()].to(head.dtype) @ head
 
 
 def next_sentence_logits(

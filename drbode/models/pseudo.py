@@ -1,10 +1,12 @@
 """Pseudo-log-likelihood: what an encoder makes of tokens that are masked one at a time."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from drbode.models.base import Policy
+from drbode.trees import Batch, Completion, Tree, pack
 
 Scored = tuple[list[int], Sequence[int]]  # a sequence's ids, and the places that are scored
 
@@ -17,30 +19,30 @@ def pseudo_logps(policy: Policy, sequences: Sequence[Scored], max_tokens: int) -
     `max_tokens` at once; how many changes nothing. No dropout, no gradient.
     """
     mask = policy.tokenizer.mask_token_id
-    training = policy.network.training
-    policy.network.eval()
     found: list[float] = []
-    with torch.no_grad():
+    with policy.evaluating(), torch.no_grad():
         for group in _groups(sequences, max_tokens):
-            ids: list[int] = []
-            positions: list[int] = []
-            sources, targets = [], []
-            for sequence, place in group:
-                sources.append(len(ids) + place)
-                targets.append(sequence[place])
-                ids += [*sequence[:place], mask, *sequence[place + 1 :]]
-                positions += range(len(sequence))
-            tensors = (
-                torch.tensor(numbers, device=policy.device)
-                for numbers in (ids, positions, sources, targets)
-            )
-            ids_, positions_, sources_, targets_ = tensors
-            layout = tuple((0, len(sequence)) for sequence, _ in group)
-            logps = policy.logps(ids_, positions_, layout, sources_, targets_)
-            found += logps.double().tolist()
-    policy.network.train(training)
+            batch = _masked(group, mask).to(policy.device)
+            found += policy.logps(batch).double().tolist()
     each = iter(found)
     return [[next(each) for _ in places] for _, places in sequences]
+
+
+def _masked(group: Sequence[tuple[list[int], int]], mask: int) -> Batch:
+    """Sequences, of each of which the token at one place is masked, and predicted from there."""
+    trees, sources, targets, at = [], [], [], 0
+    for sequence, place in group:
+        ids = [*sequence[:place], mask, *sequence[place + 1 :]]
+        trees.append(Tree([], [Completion(ids, [False] * len(ids))]))
+        sources.append(at + place)
+        targets.append(sequence[place])
+        at += len(ids)
+    return replace(
+        pack(trees),
+        sources=torch.tensor(sources),
+        targets=torch.tensor(targets),
+        owners=torch.arange(len(group)),
+    )
 
 
 def _groups(sequences: Sequence[Scored], max_tokens: int) -> Iterator[list[tuple[list[int], int]]]:

@@ -1,15 +1,15 @@
 """Causal language modelling: what the stages `cpt` and `sft` have in common."""
 
-from drbode.data.trees import Trees
 from drbode.objectives.clm import clm_loss
 from drbode.training.module import Sums, TrainingModule
+from drbode.trees import Batch
 
 
 class CLMModule(TrainingModule):
     """Minimises the negative log-likelihood of the supervised tokens."""
 
-    def sums(self, batch: Trees) -> Sums:
-        return Sums(clm_loss(self.policy.logps(**batch.inputs())))
+    def sums(self, batch: Batch) -> Sums:
+        return Sums(clm_loss(self.policy.logps(batch)))
 
-    def units(self, batch: Trees) -> int:
+    def units(self, batch: Batch) -> int:
         return len(batch.targets)

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from drbode.config import STAGES, Stage, StageConfig, StageTraits, TrainerConfig
 from drbode.data.splits import Split
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Tree, Trees, pack, within
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
 from drbode.training.module import TrainingModule
+from drbode.trees import Batch, Tree, pack, within
 
 Block = TypeVar("Block", bound=StageConfig)
 
@@ -89,7 +89,7 @@ def in_order(batches: Sequence[Any]) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
-class _Packed(Sequence[Trees]):
+class _Packed(Sequence[Batch]):
     """Trees in batches, packed as they are come to: all at once may not fit into memory."""
 
     def __init__(self, trees: Sequence[Tree], max_tokens: int) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 from drbode.config import CptConfig
 from drbode.data.prompts import Renderer
 from drbode.data.replay import TextSteps
-from drbode.data.trees import Trees
 from drbode.objectives.clm import clm_loss
 from drbode.training.clm import CLMModule
 from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums
+from drbode.trees import Batch
 
 
 class CPTModule(CLMModule):
@@ -35,8 +35,8 @@ class CPTModule(CLMModule):
         super().on_validation_epoch_start()
         self._nats = 0.0
 
-    def validation_step(self, batch: Trees, _index: int) -> None:
-        logps = self.policy.logps(**batch.inputs())
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        logps = self.policy.logps(batch)
         self._held_out.add(Sums(clm_loss(logps)), self.units(batch))
         of_text = logps.double()[batch.targets != self.document_end]
         self._nats -= float(of_text.sum())

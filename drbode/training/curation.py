@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from drbode.data.curation import Difficulty
-from drbode.data.trees import Tree, pack, within
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
+from drbode.trees import Tree, pack, within
 
 STATES = 256  # of which all logits are held at once
 
@@ -29,20 +29,17 @@ def difficulty(
             owners.extend([number] * len(own))
             yield from own
 
-    training = policy.network.training
-    policy.network.eval()
     losses: list[float] = []
     missed: list[int] = []
     lengths: list[int] = []
-    with machine.autocast():
+    with policy.evaluating(), machine.autocast():
         for group in within(trees(), max_tokens):
             batch = pack(group).to(policy.device)
-            states = policy.hidden(**batch.sequence())[batch.sources]
+            states = policy.hidden(batch)[batch.sources]
             losses += batch.sums(-policy.predicted(states, batch.targets).double()).tolist()
             wrong = _most_probable(policy, states) != batch.targets
             missed += batch.sums(wrong.double()).int().tolist()
             lengths += batch.lengths().tolist()
-    policy.network.train(training)
     return [
         Difficulty(
             sum(losses[i] for i in own) / sum(lengths[i] for i in own),

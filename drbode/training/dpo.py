@@ -10,12 +10,12 @@ from torch import Tensor
 from drbode.config import LOSSES, BadInput, DpoConfig, load_function, loss_traits, one_of
 from drbode.data.splits import Split
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.generation import generate
 from drbode.objectives.dpo import Loss, Pairs, dpo_loss, mean_nll, pair_metrics
 from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums, TrainingModule, own_draws
 from drbode.training.reference import with_reference
+from drbode.trees import Batch, Completion, Tree, pack, within
 
 # Nats a token that the chosen answers may lose since the stage began before it is said.
 FAR = 0.5
@@ -37,11 +37,11 @@ class DPOModule(TrainingModule):
         self.loss = preference_loss(self.config)
         self.start = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
 
-    def units(self, batch: Trees) -> int:
+    def units(self, batch: Batch) -> int:
         return batch.completions // 2
 
-    def sums(self, batch: Trees) -> Sums:
-        pairs = _pairs(batch, self.policy.logps(**batch.inputs()))
+    def sums(self, batch: Batch) -> Sums:
+        pairs = _pairs(batch, self.policy.logps(batch))
         config = self.config
         loss = dpo_loss(self.loss, pairs, config.beta, config.label_smoothing, config.options or {})
         if config.nll_weight:
@@ -98,9 +98,9 @@ class DPOModule(TrainingModule):
         ]
         total = 0.0
         for group in within(trees, self.config.max_tokens):
-            inputs = pack(group).to(self.policy.device).inputs()
-            now = self.policy.logps(**inputs)
-            before = self.policy.under(self.start, partial(self.policy.logps, **inputs))
+            batch = pack(group).to(self.policy.device)
+            now = self.policy.logps(batch)
+            before = self.policy.under(self.start, partial(self.policy.logps, batch))
             total += float((now - before).sum())
         return total / len(trees)
 
@@ -141,7 +141,7 @@ def preference_loss(config: DpoConfig) -> Loss:
     return loss
 
 
-def _pairs(batch: Trees, logps: Tensor) -> Pairs:
+def _pairs(batch: Batch, logps: Tensor) -> Pairs:
     sums, tokens = batch.sums(logps).view(-1, 2), batch.lengths().view(-1, 2)
     reference = batch.reference.view(-1, 2) if len(batch.reference) else torch.zeros_like(sums)
     return Pairs(

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from drbode.config import MlmConfig
-from drbode.data.masking import MaskedSteps, MaskedTrees, held_out_batches, masker, plain
+from drbode.data.masking import MaskedBatch, MaskedSteps, held_out_batches, masker, plain
 from drbode.models.heads import next_sentence_logits
 from drbode.models.pseudo import pseudo_logps
 from drbode.objectives.mlm import mlm_loss, nsp_loss
@@ -24,20 +24,20 @@ class MLMModule(TrainingModule):
         super().__init__(*common, **named)
         self.texts = texts
 
-    def units(self, batch: MaskedTrees) -> int:
-        return len(batch.trees.targets)
+    def units(self, masked: MaskedBatch) -> int:
+        return len(masked.batch.targets)
 
-    def sums(self, batch: MaskedTrees) -> Sums:
-        trees = batch.trees
-        hidden = self.policy.hidden(**trees.sequence(), segments=batch.segments)
-        masked = mlm_loss(self.policy.predicted(hidden[trees.sources], trees.targets))
+    def sums(self, masked: MaskedBatch) -> Sums:
+        batch = masked.batch
+        hidden = self.policy.hidden(batch, segments=masked.segments)
+        mlm = mlm_loss(self.policy.predicted(hidden[batch.sources], batch.targets))
         if not self.config.nsp:
-            return Sums(masked)
-        logits = next_sentence_logits(self.policy, hidden[batch.firsts])
+            return Sums(mlm)
+        logits = next_sentence_logits(self.policy, hidden[masked.firsts])
         # A step divides by its masked tokens: so weighted, the mean of the pairs comes out.
-        pairs = batch.pair_weight * nsp_loss(logits, batch.follows)
-        right = batch.pair_weight * (logits.argmax(-1) == batch.follows).float().sum()
-        return Sums(masked + pairs, {"mlm": masked, "nsp": pairs, "nsp_accuracy": right})
+        nsp = masked.pair_weight * nsp_loss(logits, masked.follows)
+        right = masked.pair_weight * (logits.argmax(-1) == masked.follows).float().sum()
+        return Sums(mlm + nsp, {"mlm": mlm, "nsp": nsp, "nsp_accuracy": right})
 
     def held_out_metrics(self) -> dict[str, float]:
         """exp of the mean negative logp of each token of the texts given all the others."""

@@ -16,10 +16,10 @@ from transformers import get_scheduler
 
 from drbode.config import Optimizer, Stage, StageConfig
 from drbode.data.steps import Step
-from drbode.data.trees import Trees
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.trees import Batch
 
 LOG_EVERY = 10  # steps that a logged training metric is averaged over
 
@@ -150,7 +150,7 @@ class TrainingModule(lightning.LightningModule, ABC):
             self.clip_gradients(optimizer, limit, "norm")
         return float(norm)
 
-    def validation_step(self, batch: Trees, _index: int) -> None:
+    def validation_step(self, batch: Batch, _index: int) -> None:
         self._held_out.add(self.sums(batch), self.units(batch))
 
     def on_validation_epoch_start(self) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from drbode.config import OWN_REWARD, BadInput, PpoConfig, is_function, load_function
 from drbode.data.answers import gold_score, keeps_content, measures
 from drbode.data.steps import Step, StepLoader
-from drbode.data.trees import Completion, Tree, Trees, pack, within
 from drbode.models.base import Policy
 from drbode.models.generation import Generated, generate
 from drbode.models.heads import RewardModel, load_reward_model
@@ -30,6 +29,7 @@ from drbode.objectives.ppo import (
 from drbode.record import append, whole
 from drbode.training.context import StageContext, Training, in_order
 from drbode.training.module import Sums, TrainingModule, own_draws
+from drbode.trees import Batch, Completion, Tree, pack, within
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
 
@@ -90,7 +90,7 @@ class Experience(NamedTuple):
 class Minibatch(NamedTuple):
     """Some rollouts, and for each of their tokens what it was when it was drawn."""
 
-    trees: Trees
+    batch: Batch
     logps: Tensor
     values: Tensor
     advantages: Tensor
@@ -132,8 +132,8 @@ class PPOModule(TrainingModule):
     def trainable(self) -> dict[str, nn.Parameter]:
         return super().trainable() | {"value_head": self.value_head}
 
-    def units(self, batch: Minibatch) -> int:
-        return len(batch.logps)
+    def units(self, minibatch: Minibatch) -> int:
+        return len(minibatch.logps)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -181,14 +181,14 @@ class PPOModule(TrainingModule):
             supervised=sum(t.supervised for t in trees),
         )
 
-    def sums(self, batch: Minibatch) -> Sums:
-        logps, values = self.logps_and_values(batch.trees)
+    def sums(self, minibatch: Minibatch) -> Sums:
+        logps, values = self.logps_and_values(minibatch.batch)
         config = self.config
         policy_loss, clipped = clipped_policy_loss(
-            logps, batch.logps, batch.advantages, config.clip_range
+            logps, minibatch.logps, minibatch.advantages, config.clip_range
         )
         value_loss, _ = clipped_value_loss(
-            values, batch.values, batch.returns, config.value_clip_range
+            values, minibatch.values, minibatch.returns, config.value_clip_range
         )
         return Sums(
             (policy_loss + config.value_weight * value_loss).sum(),
@@ -196,14 +196,14 @@ class PPOModule(TrainingModule):
                 "policy_loss": policy_loss.sum(),
                 "value_loss": value_loss.sum(),
                 "clipped_share": clipped.sum(),
-                "ratio": (logps.detach() - batch.logps).exp().sum(),
-                "kl_to_old": kl_k1(batch.logps, logps.detach()).sum(),
+                "ratio": (logps.detach() - minibatch.logps).exp().sum(),
+                "kl_to_old": kl_k1(minibatch.logps, logps.detach()).sum(),
             },
         )
 
-    def logps_and_values(self, batch: Trees) -> tuple[Tensor, Tensor]:
+    def logps_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of each supervised token: its logp, and the return expected before it was drawn."""
-        hidden = self.policy.hidden(**batch.sequence())[batch.sources]
+        hidden = self.policy.hidden(batch)[batch.sources]
         head = self.policy.model.get_output_embeddings()
         logps = token_logps(hidden, head.weight, batch.targets, getattr(head, "bias", None))
         values = hidden.to(self.value_head.dtype) @ self.value_head[:-1] + self.value_head[-1]
@@ -223,7 +223,7 @@ class PPOModule(TrainingModule):
             values.append(value)
             reference.append(self._reference(batch))
             if isinstance(self.reward, RewardModel):
-                scores.append(self.reward.scores(self.policy, batch.ends(), **batch.sequence()))
+                scores.append(self.reward.scores(self.policy, batch))
         if isinstance(self.reward, RewardModel):
             total = torch.cat(scores).float()
         else:
@@ -258,8 +258,8 @@ class PPOModule(TrainingModule):
         text: str = self.policy.tokenizer.decode(prompt.completions[0].ids)
         return text
 
-    def _reference(self, batch: Trees) -> Tensor:
-        return self.policy.under(self.start, lambda: self.policy.logps(**batch.inputs()))
+    def _reference(self, batch: Batch) -> Tensor:
+        return self.policy.under(self.start, lambda: self.policy.logps(batch))
 
     def _answer(self, prompts: list[Tree], temperature: float) -> list[Generated]:
         return generate(

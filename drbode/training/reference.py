@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drbode.data.splits import Split
-from drbode.data.trees import Forest, Tree, pack, within
 from drbode.models.base import Policy, read_tensors
 from drbode.models.machine import Machine
 from drbode.record import versions, whole
+from drbode.trees import Forest, Tree, pack, within
 
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -62,7 +62,7 @@ def _logps(policy: Policy, trees: Sequence[Tree], max_tokens: int, machine: Mach
     with machine.autocast():
         for group in within(trees, max_tokens):
             batch = pack(group).to(policy.device)
-            sums.append(batch.sums(policy.logps(**batch.inputs())).cpu())
+            sums.append(batch.sums(policy.logps(batch)).cpu())
     return torch.cat(sums)
 
 
@@ -76,7 +76,7 @@ def _digest(
     for name, tensor in sorted(weights.items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    tokens = [[t.prompt, [list(c) for c in t.completions]] for t in trees]
+    tokens = [[t.prompt, [[c.ids, c.supervised] for c in t.completions]] for t in trees]
     software = {name: versions()[name] for name in SOFTWARE}
     held = [str(policy.quantization), machine.precision, machine.attention, software]
     total.update(json.dumps([tokens, held, base is None]).encode())

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from drbode.config import RewardConfig
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Trees
 from drbode.models.heads import RewardModel, score
 from drbode.objectives.reward import (
     bradley_terry_loss,
@@ -16,6 +15,7 @@ from drbode.objectives.reward import (
 )
 from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums, TrainingModule
+from drbode.trees import Batch
 
 BINS = 10  # of the calibration error, over probabilities from 0.5 to 1
 
@@ -37,11 +37,11 @@ class RewardModule(TrainingModule):
     def trainable(self) -> dict[str, nn.Parameter]:
         return super().trainable() | {"head": self.head}
 
-    def units(self, batch: Trees) -> int:
+    def units(self, batch: Batch) -> int:
         return batch.completions // 2
 
-    def sums(self, batch: Trees) -> Sums:
-        scores = score(self.policy, self.head, batch.ends(), **batch.sequence())
+    def sums(self, batch: Batch) -> Sums:
+        scores = score(self.policy, self.head, batch)
         chosen, rejected = scores.view(-1, 2).unbind(1)
         if not self.training:
             self._calibrate(preference_probability(chosen, rejected))

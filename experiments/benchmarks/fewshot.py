@@ -43,10 +43,10 @@ from drbode.config import BODINHO, BenchmarkConfig, EvaluateConfig, build, compo
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Question
-from drbode.data.trees import Tree, pack, within
 from drbode.evaluation import benchmarks, multiple_choice
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine, keep_memory
+from drbode.trees import Tree, pack, within
 
 RECORD = harness.RECORDS / "fewshot.json"
 LIBRARIES = ("drbode", "torch", "transformers", "lm_eval")
@@ -93,7 +93,7 @@ class Models:
         with torch.inference_mode():
             for group in within(alone, asked.max_tokens):
                 batch = pack(group)
-                sums += batch.sums(self.policy.logps(**batch.inputs()).double()).tolist()
+                sums += batch.sums(self.policy.logps(batch).double()).tolist()
         return _best(asked, questions, trees, sums)
 
     def lm_eval(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:

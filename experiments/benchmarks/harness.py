@@ -180,7 +180,7 @@ def draw_ids(draw: random.Random, lengths: Lengths, vocabulary: int) -> list[int
 
 
 def completion(ids: list[int]) -> Any:
-    from drbode.data.trees import Completion
+    from drbode.trees import Completion
 
     return Completion(ids, [True] * len(ids))
 

@@ -11,7 +11,7 @@ COMPLETION: harness.Lengths = (3.4, 0.6, 5, 150)
 
 def trees(setting: harness.Setting) -> list[Any]:
     """A prompt, its chosen completion and its rejected one; `row_tokens` is all three's."""
-    from drbode.data.trees import Tree
+    from drbode.trees import Tree
 
     draw = random.Random(harness.SEED)
     vocabulary = harness.SHAPES[setting.shape].vocabulary

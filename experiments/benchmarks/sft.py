@@ -32,7 +32,7 @@ PEERS = {
 
 
 def trees(setting: harness.Setting) -> list[Any]:
-    from drbode.data.trees import Tree
+    from drbode.trees import Tree
 
     draw = random.Random(harness.SEED)
     vocabulary = harness.SHAPES[setting.shape].vocabulary

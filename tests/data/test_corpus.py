@@ -23,9 +23,9 @@ from drbode.data.prompts import Renderer
 from drbode.data.replay import TextSteps
 from drbode.data.rows import parse_question
 from drbode.data.splits import StageRows
-from drbode.data.trees import Completion, Tree, pack
 from drbode.models.base import Policy, bodinho_folder
 from drbode.training.cpt import CPTModule
+from drbode.trees import Batch, Completion, Tree, pack
 from tests.conftest import VOCABULARY, asked, tiny
 
 TEXTS = ["A dengue é uma doença. " * n for n in (1, 9, 3, 5, 2)] + ["Não há ação sem pão."]
@@ -200,11 +200,11 @@ def test_a_document_does_not_attend_to_another(tokenizer: Any, tmp_path: Path) -
     (first, second, *_), other = Cut(16, 4).trees(ids), Tree([], [Completion([5] * 9, [True] * 9)])
     with torch.no_grad():
         beside = [
-            policy.logps(**pack(trees).inputs())[-second.supervised :]
+            policy.logps(pack(trees))[-second.supervised :]
             for trees in ([second], [first, second], [other, first, second])
         ]
         alone = second._replace(prompt=[9, 9, 9, 9])
-        changed = policy.logps(**pack([alone]).inputs())
+        changed = policy.logps(pack([alone]))
     torch.testing.assert_close(beside[0], beside[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(beside[0], beside[2], atol=1e-5, rtol=0)
     assert (beside[0] - changed).abs().max() > 1e-3
@@ -341,8 +341,8 @@ class Uniform:
     def __init__(self, nats: dict[int, float]) -> None:
         self.nats = nats
 
-    def logps(self, targets: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.tensor([-self.nats[int(t)] for t in targets])
+    def logps(self, batch: Batch) -> torch.Tensor:
+        return torch.tensor([-self.nats[int(t)] for t in batch.targets])
 
 
 def bits_per_byte(tokenizer: Any, nats: dict[int, float], texts: list[str], path: Path) -> float:

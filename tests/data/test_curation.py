@@ -26,7 +26,7 @@ from drbode.data.duplicates import plain
 from drbode.data.prompts import Rendered
 from drbode.data.rows import parse_chat
 from drbode.data.sources import Record
-from drbode.data.trees import Completion, Tree
+from drbode.trees import Completion, Tree
 from tests.conftest import asked
 
 

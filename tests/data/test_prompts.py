@@ -9,8 +9,8 @@ from drbode.config import BadInput
 from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Chat, Message, Pair, parse_question
-from drbode.data.trees import Tree
 from drbode.models.base import bodinho_folder
+from drbode.trees import Tree
 
 # What Qwen3's template does that a renderer can get wrong: history loses its thinking blocks, the
 # generation prompt carries an empty one where thinking is off.
@@ -55,14 +55,14 @@ def test_one_turn_is_the_template_and_the_end_of_the_turn(tokenizer: Any) -> Non
 def test_the_end_token_is_supervised_though_a_tokenizer_pads_with_it(tokenizer: Any) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     (tree,) = Renderer(tokenizer, 2048).chat(chat("a", "b", "c", "d")).trees
-    ids, supervised = tree.completions[0]
+    ids, supervised, _ = tree.completions[0]
     ends = [s for token, s in zip(ids, supervised, strict=True) if token == tokenizer.eos_token_id]
     assert ends == [True, False, True]  # the assistant's, the user's, the assistant's
 
 
 def test_every_assistant_turn_is_supervised_and_no_other(tokenizer: Any) -> None:
     (tree,) = Renderer(tokenizer, 2048).chat(chat("um", "dois", "três", "quatro")).trees
-    ids, supervised = tree.completions[0]
+    ids, supervised, _ = tree.completions[0]
     said = [token for token, s in zip(ids, supervised, strict=True) if s]
     assert tokenizer.decode(said) == "dois<|im_end|> quatro<|im_end|>"
 
@@ -138,7 +138,7 @@ def test_a_pair_that_differs_only_past_the_cut_is_dropped(tokenizer: Any) -> Non
 def test_lines_are_the_chapters_format_without_an_end(tokenizer: Any) -> None:
     row = chat("Oi, doutor?", "Bom dia.")
     (tree,) = Renderer(tokenizer, 64).lines(row).trees
-    ids, supervised = tree.completions[0]
+    ids, supervised, _ = tree.completions[0]
     assert tokenizer.decode(ids) == "User: Oi, doutor?\nAssistant: Bom dia."
     assert tree.prompt == []
     assert all(supervised)

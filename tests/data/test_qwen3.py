@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from drbode import config
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Chat, Message, Pair, Prompt, parse_question
-from drbode.data.trees import pack
 from drbode.models.base import load_policy
 from drbode.models.generation import generate
+from drbode.trees import Completion, pack
 
 # As in Qwen3's own: thinking is taken out of earlier turns, an answer to the last question carries
 # its thinking block (an empty one where there is none), and so does a prompt with thinking off.
@@ -143,7 +143,7 @@ def test_a_row_to_the_id_with_an_empty_thought_and_its_end(renderer: Renderer, e
         *letters("assistant\n"),
         *EMPTY_THOUGHT,
     ]
-    assert tree.completions == [([*letters("sim"), END], [True] * 4)]
+    assert tree.completions == [Completion([*letters("sim"), END], [True] * 4)]
 
 
 def test_what_is_trained_is_what_generation_goes_on_from(
@@ -182,7 +182,7 @@ def test_no_pad_and_no_thought_is_ever_a_target(policy: Any, renderer: Renderer)
     assert PAD not in batch.input_ids.tolist()
     assert not {PAD, START, THINK, UNTHINK} & set(targets)
     assert targets.count(END) == 2
-    logps = policy.logps(**batch.inputs())
+    logps = policy.logps(batch)
     assert torch.isfinite(logps).all()
     logps.sum().backward()
     gradients = [p.grad for p in policy.network.parameters() if p.grad is not None]

@@ -11,8 +11,8 @@ from drbode.config import BadInput, StageConfig
 from drbode.data.prompts import Renderer
 from drbode.data.splits import StageRows
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Completion, Tree
 from drbode.models.base import bodinho_folder
+from drbode.trees import Completion, Tree
 
 
 def stage(name: str = "sft", **changes: Any) -> StageConfig:

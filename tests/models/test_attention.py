@@ -1,10 +1,14 @@
 """The one rule: a token sees its own prompt and its own completion before it, nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from drbode.data.trees import Completion, Tree, pack
+from drbode.models.attention import tree_attention_flex, tree_attention_sdpa
 from drbode.models.base import Policy
+from drbode.trees import Completion, Tree, pack
 from tests.conftest import VOCABULARY, tiny
 
 
@@ -38,7 +42,7 @@ def test_packed_trees_equal_one_sequence_at_a_time(family: str, backend: str) ->
     policy = Policy(tiny(family), None, backend)
     trees = forest()
     with torch.no_grad():
-        found = policy.logps(**pack(trees).inputs())
+        found = policy.logps(pack(trees))
         expected = one_at_a_time(policy, trees)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -55,7 +59,7 @@ def test_gradients_equal_one_sequence_at_a_time_with_and_without_checkpointing(f
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
         alone = way == "one at a time"
-        logps = one_at_a_time(policy, trees) if alone else policy.logps(**pack(trees).inputs())
+        logps = one_at_a_time(policy, trees) if alone else policy.logps(pack(trees))
         (logps * torch.arange(len(logps))).sum().backward()
         gradients.append({n: p.grad for n, p in policy.network.named_parameters()})
     for other in gradients[1:]:
@@ -71,8 +75,8 @@ def test_order_and_packing_change_nothing() -> None:
     policy = Policy(tiny("qwen3"), None)
     trees = forest()
     with torch.no_grad():
-        together = policy.logps(**pack(trees).inputs())
-        apart = torch.cat([policy.logps(**pack([tree]).inputs()) for tree in trees])
+        together = policy.logps(pack(trees))
+        apart = torch.cat([policy.logps(pack([tree])) for tree in trees])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
 
 
@@ -85,7 +89,7 @@ def test_trees_after_a_prefix_equal_trees_that_hold_it(family: str, backend: str
     with torch.no_grad():
         prefix = policy.prefix(before)
         packs = [pack(trees), pack(trees[:1]), pack(trees)]
-        found = [policy.logps(**batch.inputs(), prefix=prefix) for batch in packs]
+        found = [policy.logps(batch, prefix=prefix) for batch in packs]
         whole = [Tree(before + tree.prompt, tree.completions) for tree in trees]
         expected = one_at_a_time(policy, whole)
     for own in (found[0], found[2]):
@@ -117,7 +121,7 @@ def test_an_encoder_sees_what_comes_after_in_its_own_prompt_and_completion(backe
     policy = Policy(tiny("bert"), None, backend)
     batch = pack(forest())
     with torch.no_grad():
-        found = policy.hidden(**batch.sequence())
+        found = policy.hidden(batch)
         with policy.generating() as network:
             expected = network.bert(
                 batch.input_ids[None],
@@ -134,7 +138,7 @@ def test_an_encoders_packed_sequences_equal_one_at_a_time(backend: str) -> None:
     sequences = [ids(n) for n in (9, 1, 12, 4)]
     batch = pack([Tree([], [Completion(s, [False] * len(s))]) for s in sequences])
     with torch.no_grad():
-        found = policy.hidden(**batch.sequence())
+        found = policy.hidden(batch)
         with policy.generating() as network:
             alone = [network.bert(torch.tensor([s])).last_hidden_state[0] for s in sequences]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=0)
@@ -145,7 +149,30 @@ def test_without_trees_it_raises() -> None:
     with pytest.raises(ValueError, match="without a layout"):
         policy.network(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="hold 3 tokens"):
-        policy.hidden(torch.zeros(4, dtype=torch.long), torch.arange(4), ((1, 2),))
+        policy.hidden(replace(pack([Tree(ids(4), [])]), layout=((1, 2),)))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux"])
+def test_what_it_does_not_know_of_attention_is_refused(name: str, backend: str) -> None:
+    attention = {"sdpa": tree_attention_sdpa, "flex": tree_attention_flex}[backend]
+    module = torch.nn.Module()
+    module.is_causal = True  # type: ignore[assignment]
+    query, key, value = torch.randn(3, 1, 2, 4, 16)
+    options = {"scaling": 0.25, "layout": ((1, 3),)}
+    with pytest.raises(ValueError, match=f"does not know {name}"):
+        attention(module, query, key, value, None, **options, **{name: 4})
+    found, _ = attention(module, query, key, value, None, **options, **{name: None})
+    expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.25)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_a_network_with_a_window_is_refused(backend: str) -> None:
+    policy = Policy(tiny("qwen3"), None, backend)
+    policy.model.base_model.layers[1].self_attn.sliding_window = 4
+    with torch.no_grad(), pytest.raises(ValueError, match="sliding_window"):
+        policy.hidden(pack(forest()))
 
 
 def test_batched_generation_equals_single(family: str) -> None:

@@ -9,7 +9,7 @@ from drbode import config
 from drbode.config import ModelConfig
 from drbode.models.base import Policy, load_policy, speaking_as
 from drbode.models.methods import wrap
-from tests.conftest import asked
+from tests.conftest import asked, tiny
 
 IDS = torch.arange(5, 45)[None]
 
@@ -78,3 +78,17 @@ def test_another_model_speaks_as_it_does_alone(
         assert (speaker is policy) == shared
     assert bool(loads) != shared
     assert torch.equal(logits(policy), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_comes_back_from_evaluation_when_the_body_raises(training: bool) -> None:
+    policy = Policy(tiny("gpt2").train(training), None)
+
+    def fails() -> None:
+        with policy.evaluating():
+            assert not any(module.training for module in policy.network.modules())
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fails()
+    assert all(module.training == training for module in policy.network.modules())

@@ -12,13 +12,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForPreTraining
 
 from drbode.config import BadInput, Method
-from drbode.data.trees import Completion, Tree, pack
 from drbode.models import base
 from drbode.models.base import Policy, load_policy, quantization_of
 from drbode.models.heads import next_sentence_logits
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.objectives.mlm import nsp_loss
+from drbode.trees import Completion, Tree, pack
 from tests.conftest import VOCABULARY, asked, tiny
 
 WORDS: dict[Method, tuple[str, ...]] = {
@@ -117,7 +117,7 @@ def trained(policy: Policy) -> None:
     optimizer = torch.optim.SGD(policy.trainable().values(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        (-policy.logps(**BATCH.inputs()).sum()).backward()
+        (-policy.logps(BATCH).sum()).backward()
         optimizer.step()
 
 
@@ -169,7 +169,7 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(
     frozen = {n: p for n, p in parameters.items() if n not in names}
     before, start = digests(frozen), policy.state()
     trained(policy)
-    (-policy.logps(**BATCH.inputs()).sum()).backward()
+    (-policy.logps(BATCH).sum()).backward()
     for name, parameter in policy.network.named_parameters():
         if name in names:
             assert parameter.grad is not None, name
@@ -263,7 +263,7 @@ def test_state_taken_out_and_in_is_the_same_policy(
     trained(policy)
     other.load_state(policy.state())
     with torch.no_grad():
-        assert torch.equal(policy.logps(**BATCH.inputs()), other.logps(**BATCH.inputs()))
+        assert torch.equal(policy.logps(BATCH), other.logps(BATCH))
     with pytest.raises(BadInput, match="does not fit"):
         other.load_state({"another": torch.zeros(1)})
 
@@ -443,7 +443,7 @@ def test_next_sentence_prediction_trains_its_head_and_without_it_nothing_does(
         wrap(policy, words(method, *encoder, f"mlm.nsp={str(nsp).lower()}"))
         trained_here = {n for n in policy.trainable() if idle("bert", n)}
         assert bool(trained_here) == (nsp and method != "adapter")
-        hidden = policy.hidden(**BATCH.sequence())
+        hidden = policy.hidden(BATCH)
         loss = -policy.predicted(hidden[BATCH.sources], BATCH.targets).sum()
         if nsp:
             logits = next_sentence_logits(policy, hidden[[0, 3]])

@@ -25,7 +25,6 @@ from drbode.data.masking import (
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_question
 from drbode.data.splits import Ledger, Split
-from drbode.data.trees import Completion, Forest, Tree
 from drbode.evaluation import benchmarks
 from drbode.models.base import Policy, load_policy, shipped_folder
 from drbode.models.machine import Machine
@@ -36,6 +35,7 @@ from drbode.objectives.mlm import mask_tokens, mlm_loss, nsp_loss
 from drbode.training.context import StageContext
 from drbode.training.mlm import MLMModule
 from drbode.training.stages import run_stage
+from drbode.trees import Completion, Forest, Tree
 from tests.conftest import VOCABULARY, asked, run_context, tiny
 
 MASK, START, END = 96, 95, 94
@@ -192,17 +192,17 @@ def test_the_loss_equals_that_of_transformers_on_the_same_masked_batch(nsp: bool
         found = sum(ours.sums(b).loss for b in step.batches) / sum(map(ours.units, step.batches))
     inputs: dict[str, list[list[int]]] = {"ids": [], "types": [], "labels": []}
     follows: list[int] = []
-    for batch in step.batches:
-        labels = torch.full_like(batch.trees.input_ids, -100)
-        labels[batch.trees.sources] = batch.trees.targets
+    for masked in step.batches:
+        labels = torch.full_like(masked.batch.input_ids, -100)
+        labels[masked.batch.sources] = masked.batch.targets
         at = 0
-        for _, length in batch.trees.layout:
+        for _, length in masked.batch.layout:
             part = slice(at, at + length)
-            inputs["ids"].append(batch.trees.input_ids[part].tolist())
-            inputs["types"].append(batch.segments[part].tolist())
+            inputs["ids"].append(masked.batch.input_ids[part].tolist())
+            inputs["types"].append(masked.segments[part].tolist())
             inputs["labels"].append(labels[part].tolist())
             at += length
-        follows += batch.follows.tolist()
+        follows += masked.follows.tolist()
     width = max(map(len, inputs["ids"]))
     mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in inputs["ids"]]
     padded = {
@@ -252,17 +252,17 @@ def test_rows_are_laid_out_as_bert_expects() -> None:
     for pairs in (False, True):
         (tree,) = Renderer(tokenizer, 64).masked(text, pairs).trees
         assert plain(tree) == tokenizer(text.text)["input_ids"]
-        (batch,) = masker(tokenizer, block()).batches(
+        (masked,) = masker(tokenizer, block()).batches(
             [(tree, 0)], 100, torch.Generator().manual_seed(0)
         )
-        restored = batch.trees.input_ids.clone()
-        restored[batch.trees.sources] = batch.trees.targets
+        restored = masked.batch.input_ids.clone()
+        restored[masked.batch.sources] = masked.batch.targets
         parts = ("A dengue ocorre.", "O exame é a sorologia.") if pairs else (text.text,)
         expected = tokenizer(*parts)
         assert restored.tolist() == expected["input_ids"]
-        assert batch.segments.tolist() == expected["token_type_ids"]
-        assert batch.trees.positions.tolist() == list(range(len(restored)))
-        assert batch.firsts.tolist() == ([0] if pairs else [])
+        assert masked.segments.tolist() == expected["token_type_ids"]
+        assert masked.batch.positions.tolist() == list(range(len(restored)))
+        assert masked.firsts.tolist() == ([0] if pairs else [])
     (alone,) = Renderer(tokenizer, 64).masked(Text("A dengue ocorre.", "here"), True).trees
     assert len(alone.completions) == 1
     long = Text(" ".join(["A dengue ocorre por picada."] * 9), "here")
@@ -293,9 +293,9 @@ def test_half_of_the_pairs_get_anothers_second_and_every_second_is_seen_once() -
         assert seen == Counter(t for tree in trees for t in [START, *every(tree)])
 
 
-def whole(batch: Any) -> list[int]:
-    ids = batch.trees.input_ids.clone()
-    ids[batch.trees.sources] = batch.trees.targets
+def whole(masked: Any) -> list[int]:
+    ids = masked.batch.input_ids.clone()
+    ids[masked.batch.sources] = masked.batch.targets
     found: list[int] = ids.tolist()
     return found
 
@@ -312,10 +312,10 @@ def test_masks_are_new_every_epoch_and_follow_from_the_seed() -> None:
         loader.start = start
         found = []
         for step in loader:
-            (batch,) = step.batches
-            ids, at, own = whole(batch), 0, {}
-            chosen = set(batch.trees.sources.tolist())
-            for _, length in batch.trees.layout:
+            (drawn,) = step.batches
+            ids, at, own = whole(drawn), 0, {}
+            chosen = set(drawn.batch.sources.tolist())
+            for _, length in drawn.batch.layout:
                 row = tuple(ids[at : at + length])
                 own[row] = {i - at for i in chosen if at <= i < at + length}
                 at += length
@@ -328,7 +328,7 @@ def test_masks_are_new_every_epoch_and_follow_from_the_seed() -> None:
     assert masked(0) == [first, second]
     assert masked(0, start=1) == [second]
     assert masked(1) != [first, second]
-    held_out = [held_out_batches(trees, 4096, MASKER, 0)[0].trees.sources for _ in range(2)]
+    held_out = [held_out_batches(trees, 4096, MASKER, 0)[0].batch.sources for _ in range(2)]
     assert torch.equal(*held_out)
 
 

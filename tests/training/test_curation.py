@@ -10,10 +10,10 @@ import torch
 
 from drbode import config, train
 from drbode.data.bodinho import CHATS
-from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training.curation import difficulty
+from drbode.trees import Completion, Tree
 from tests.conftest import NO_GENERAL, asked, run_context, tiny, words
 
 

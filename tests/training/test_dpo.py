@@ -11,7 +11,6 @@ import torch
 
 from drbode.config import Method, StageConfig
 from drbode.data.splits import Ledger, Split
-from drbode.data.trees import Completion, Tree, pack
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
@@ -19,6 +18,7 @@ from drbode.training import dpo, reference
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import StageResult, run_stage
+from drbode.trees import Completion, Tree, pack
 from tests.conftest import asked, run_context, tiny, words
 
 LN2 = 0.693147
@@ -161,7 +161,7 @@ def test_the_base_as_reference_is_another_one_after_sft(method: Method, tmp_path
     batch = pack(pairs().trees)
     with torch.no_grad():
         untrained = policy(method)
-        expected = batch.sums(untrained.logps(**batch.inputs()))
+        expected = batch.sums(untrained.logps(batch))
     found = torch.tensor([logp for tree in split.trees for logp in tree.reference])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 

@@ -14,7 +14,6 @@ import torch
 
 from drbode.config import BadInput, PpoConfig
 from drbode.data.splits import Ledger, Split
-from drbode.data.trees import Tree, pack
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.methods import wrap
@@ -23,6 +22,7 @@ from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
 from drbode.training.stages import StageResult, run_stage
+from drbode.trees import Tree, pack
 from tests.conftest import asked, run_context, tiny, words
 
 TREES = [Tree([1, 2, n], []) for n in range(10)]
@@ -138,11 +138,11 @@ def test_the_first_minibatch_of_an_iteration_has_ratio_1(
     found: list[tuple[int, float]] = []
     sums = PPOModule.sums
 
-    def watched(self: PPOModule, batch: Any) -> Any:
-        logps, _ = self.logps_and_values(batch.trees)
-        ratio = (logps.detach() - batch.logps).exp()
+    def watched(self: PPOModule, minibatch: Any) -> Any:
+        logps, _ = self.logps_and_values(minibatch.batch)
+        ratio = (logps.detach() - minibatch.logps).exp()
         found.append((self.optimizer_steps, float((ratio - 1).abs().max())))
-        return sums(self, batch)
+        return sums(self, minibatch)
 
     monkeypatch.setattr(PPOModule, "sums", watched)
     result = run(policy(dropout=0.5), ppo_stage(global_batch_size=3), tmp_path)

@@ -17,13 +17,13 @@ from drbode.config import Method, RewardConfig
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Pair
 from drbode.data.splits import Ledger, Split
-from drbode.data.trees import Tree, pack
 from drbode.models.base import Policy, bodinho_folder, load_policy
 from drbode.models.heads import RewardModel
 from drbode.models.methods import wrap
 from drbode.training.context import StageContext
 from drbode.training.reward import RewardModule
 from drbode.training.stages import StageResult, run_stage
+from drbode.trees import Tree, pack
 from tests.conftest import asked, run_context
 
 # Plain transformers and peft: a score for each sequence, one at a time and padded in one batch.
@@ -125,7 +125,7 @@ def test_it_leaves_the_policy_alone_and_loads_in_plain_transformers_and_peft(
         assert digest(made) == before
         trees = pairs(made).trees
         batch = pack(trees)
-        scores = reward.scores(made, batch.ends(), **batch.sequence())
+        scores = reward.scores(made, batch)
         assert scores.std() > 0.1
         expected[method] = scores.tolist()
         sequences = [t.prompt + c.ids for t in trees for c in t.completions]

@@ -10,13 +10,13 @@ import torch
 from drbode.config import StageConfig
 from drbode.data.splits import Ledger, Split
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.training import stages
 from drbode.training.context import StageContext
 from drbode.training.stages import restore_stage, run_stage
+from drbode.trees import Completion, Tree
 from tests.conftest import VOCABULARY, asked, run_context, tiny
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)

@@ -23,12 +23,12 @@ from trl import SFTConfig, SFTTrainer
 from drbode.config import DataConfig, StageConfig
 from drbode.data.splits import Ledger, Split
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import LAST, run_stage
+from drbode.trees import Completion, Tree
 from tests.conftest import asked, run_context, tiny, words
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3

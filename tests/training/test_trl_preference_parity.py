@@ -25,12 +25,12 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from drbode.config import Stage, StageConfig
 from drbode.data.splits import Ledger, Split
 from drbode.data.steps import StepLoader
-from drbode.data.trees import Completion, Tree
 from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import run_stage
+from drbode.trees import Completion, Tree
 from tests.conftest import asked, run_context, tiny, words
 
 STEPS, PAIRS_A_STEP, SEED, BETA = 10, 4, 3, 0.3

@@ -1,20 +1,27 @@
-"""The one batch type: prompts with their completions, packed into a single row without padding."""
+"""The central type: a prompt with its completions, and many of them packed as the one batch.
+
+It imports nothing else of drbode: what makes trees and what runs them both build on it.
+"""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class Completion(NamedTuple):
-    """Tokens that follow a prompt; those where `supervised` is true are to be predicted."""
+    """Tokens that follow a prompt; those where `supervised` is true are to be predicted.
+
+    `label` says of an unpaired preference whether the completion is desirable; None: not known.
+    """
 
     ids: list[int]
     supervised: list[bool]
+    label: bool | None = None
 
 
 class Tree(NamedTuple):
@@ -39,6 +46,12 @@ class Tree(NamedTuple):
         return sum(sum(c.supervised[first:]) for c in self.completions)
 
 
+# For each tree the length of its prompt, then of each of its completions, in the order they lie.
+Layout = tuple[tuple[int, ...], ...]
+
+UNLABELLED = -1  # in a forest, where a label is a byte
+
+
 class Forest(Sequence[Tree]):
     """Trees in little memory: 5 bytes a token, where Python's own numbers take about 50.
 
@@ -51,6 +64,8 @@ class Forest(Sequence[Tree]):
         self._starts = array("q")
         self._lengths: list[tuple[int, ...]] = []  # as in a layout
         self._references: list[tuple[float, ...]] = []
+        self._labels = array("b")  # of every completion
+        self._firsts = array("q")  # of each tree: which completion is its first
         self.extend(trees)
 
     def extend(self, trees: Iterable[Tree]) -> None:
@@ -58,11 +73,13 @@ class Forest(Sequence[Tree]):
             self._starts.append(len(self._ids))
             self._lengths.append((len(tree.prompt), *(len(c.ids) for c in tree.completions)))
             self._references.append(tree.reference)
+            self._firsts.append(len(self._labels))
             self._ids.extend(tree.prompt)
             self._supervised.extend(bytes(len(tree.prompt)))
             for completion in tree.completions:
                 self._ids.extend(completion.ids)
                 self._supervised.extend(completion.supervised)
+                self._labels.append(UNLABELLED if completion.label is None else completion.label)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -74,23 +91,26 @@ class Forest(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
+        prompt, *lengths = self._lengths[index]
         start = self._starts[index]
-        parts = []
-        for length in self._lengths[index]:
+        ids = self._ids[start : start + prompt].tolist()
+        start += prompt
+        completions = []
+        for number, length in enumerate(lengths, self._firsts[index]):
             end = start + length
             supervised = [bool(s) for s in self._supervised[start:end]]
-            parts.append(Completion(self._ids[start:end].tolist(), supervised))
+            label = None if self._labels[number] == UNLABELLED else bool(self._labels[number])
+            completions.append(Completion(self._ids[start:end].tolist(), supervised, label))
             start = end
-        return Tree(parts[0].ids, parts[1:], self._references[index])
-
-
-# For each tree the length of its prompt, then of each of its completions, in the order they lie.
-Layout = tuple[tuple[int, ...], ...]
+        return Tree(ids, completions, self._references[index])
 
 
 @dataclass(frozen=True)
-class Trees:
-    """Packed trees: all tokens in one row, and which of them are predicted from where."""
+class Batch:
+    """Packed prompts with their completions: the one batch type.
+
+    All tokens lie in one row without padding, and it is told which are predicted from where.
+    """
 
     input_ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, " tokens"]  # distance from the start of the token's own tree branch
@@ -99,6 +119,7 @@ class Trees:
     targets: Int[Tensor, " supervised"]  # id of the token that is predicted
     owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
     reference: Float[Tensor, " referred"]  # the trees' own, of all completions or of none
+    labels: Bool[Tensor, " labelled"]  # the completions' own, of all or of none
 
     @property
     def tokens(self) -> int:
@@ -108,32 +129,13 @@ class Trees:
     def completions(self) -> int:
         return sum(len(lengths) - 1 for lengths in self.layout)
 
-    def sequence(self) -> dict[str, Any]:
-        """What `Policy.hidden` takes."""
-        return {
-            "input_ids": self.input_ids,
-            "positions": self.positions,
-            "layout": self.layout,
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
-
-    def inputs(self) -> dict[str, Any]:
-        """What `Policy.logps` takes."""
-        return self.sequence() | {"sources": self.sources, "targets": self.targets}
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Trees":
-        moved = (
-            t.to(device, non_blocking=non_blocking)
-            for t in (
-                self.input_ids,
-                self.positions,
-                self.sources,
-                self.targets,
-                self.owners,
-                self.reference,
-            )
-        )
-        ids, positions, sources, targets, owners, reference = moved
-        return Trees(ids, positions, self.layout, sources, targets, owners, reference)
+        return replace(self, **moved)
 
     def sums(self, logps: Float[Tensor, " supervised"]) -> Float[Tensor, " completions"]:
         """Each completion's logp: the sum over its supervised tokens."""
@@ -154,8 +156,11 @@ class Trees:
         return torch.bincount(self.owners, minlength=self.completions)
 
 
-def pack(trees: Sequence[Tree]) -> Trees:
-    """Trees, one after the other in a row: each prompt, then its completions."""
+def pack(trees: Sequence[Tree]) -> Batch:
+    """Trees, one after the other in a row: each prompt, then its completions.
+
+    Raises ValueError where some completions have a label and some have none.
+    """
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
@@ -168,7 +173,8 @@ def pack(trees: Sequence[Tree]) -> Trees:
         last_of_prompt = len(ids) - 1
         for completion in tree.completions:
             start = len(ids)
-            for offset, (token, supervised) in enumerate(zip(*completion, strict=True)):
+            pairs = zip(completion.ids, completion.supervised, strict=True)
+            for offset, (token, supervised) in enumerate(pairs):
                 if supervised and (offset or tree.prompt):
                     sources.append(start + offset - 1 if offset else last_of_prompt)
                     targets.append(token)
@@ -177,7 +183,7 @@ def pack(trees: Sequence[Tree]) -> Trees:
             positions += range(len(tree.prompt), len(tree.prompt) + len(completion.ids))
             owner += 1
     layout = tuple((len(t.prompt), *(len(c.ids) for c in t.completions)) for t in trees)
-    return Trees(
+    return Batch(
         torch.tensor(ids, dtype=torch.long),
         torch.tensor(positions, dtype=torch.long),
         layout,
@@ -185,7 +191,18 @@ def pack(trees: Sequence[Tree]) -> Trees:
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
         torch.tensor([logp for tree in trees for logp in tree.reference], dtype=torch.float32),
+        torch.tensor(_labels(trees), dtype=torch.bool),
     )
+
+
+def _labels(trees: Sequence[Tree]) -> list[bool]:
+    completions = [completion for tree in trees for completion in tree.completions]
+    known = [c.label for c in completions if c.label is not None]
+    if known and len(known) < len(completions):
+        raise ValueError(
+            f"{len(known)} of {len(completions)} completions have a label; expected all or none"
+        )
+    return known
 
 
 def within(trees: Iterable[Tree], max_tokens: int) -> Iterator[list[Tree]]:
