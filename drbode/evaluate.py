@@ -26,10 +26,10 @@ def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> Done:
     with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
         if run.finished:
             print(f"{folder} is finished; force=true does it again")
-        elif asked.benchmark.protocol == "open":
-            _open(asked, run)
+        elif asked.benchmark.traits.of_runs:
+            _benchmark(asked, run)
         else:
-            _multiple_choice(asked, run)
+            _open(asked, run)
         _show(asked, run)
     return Done(folder)
 
@@ -39,18 +39,18 @@ def name(tree: Mapping[str, Any]) -> str:
     return config.build(EvaluateConfig, tree).run_name()
 
 
-def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
+def _benchmark(asked: EvaluateConfig, run: "Run") -> None:
     import time
 
     from drbode import record
     from drbode.data.prompts import Renderer
-    from drbode.evaluation import multiple_choice
+    from drbode.evaluation import benchmarks
     from drbode.models import machine as machines
     from drbode.reporting import terminal
 
     machine = machines.resolve(asked.trainer, asked.model, None)
-    benchmark = multiple_choice.load_benchmark(asked.benchmark, asked.data.conditions)
-    either = asked.benchmark.protocol == "alternatives" and not asked.benchmark.shots
+    benchmark = benchmarks.load_benchmark(asked.benchmark, asked.data.conditions)
+    either = asked.benchmark.traits.encoders and not asked.benchmark.shots
     policy = _load(asked.model, machine, kind=None if either else "decoder")
     terminal.show_plan(
         {
@@ -60,10 +60,10 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
         }
     )
     began = time.perf_counter()
-    answers = multiple_choice.answer(
+    answers = benchmarks.answer(
         policy,
         Renderer(policy.tokenizer, policy.context),
-        benchmark.questions,
+        benchmark.rows,
         asked.benchmark,
         machine,
     )
@@ -73,8 +73,8 @@ def _multiple_choice(asked: EvaluateConfig, run: "Run") -> None:
     run.record.data = record.Inputs(stages={}, benchmark=benchmark.as_dict())
     run.record.model = {"parameters": policy.count()[1]}
     run.record.result = {
-        "summary": multiple_choice.summarise(answers),
-        "cost": multiple_choice.cost(answers),
+        "summary": benchmarks.summarise(answers),
+        "cost": benchmarks.cost(answers),
         "seconds": seconds,
     }
 
@@ -112,7 +112,14 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
         }
     )
     began = time.perf_counter()
-    interview = open_answers.Interview(prompts, machine, limit, asked.benchmark.max_tokens)
+    interview = open_answers.Interview(
+        prompts,
+        machine,
+        limit,
+        asked.benchmark.max_tokens,
+        asked.benchmark.scorer,
+        "benchmark.scorer",
+    )
     for name, (model, seed) in models.items():
         load = partial(_load, model, machine, seed)
         with speaking_as(policy, asked.model, model, load) as speaker:
@@ -184,7 +191,7 @@ def _show(asked: EvaluateConfig, run: "Run") -> None:
 
     result = run.record.result
     assert result is not None, "entered before"
-    if asked.benchmark.protocol == "open":
+    if not asked.benchmark.traits.of_runs:
         terminal.show_open(result["open"])
         terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")
         print(f"written to {run.folder}: record.json, open/*.jsonl, open/side_by_side.csv")

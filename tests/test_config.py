@@ -74,7 +74,9 @@ def test_a_limit_is_refused_where_nothing_is_written_up_to_it() -> None:
     assert "max_new_tokens" not in unread.effective()["benchmark"]
 
 
-@pytest.mark.parametrize("key", ["against=RUN/sft", "reward=RUN/reward", "max_new_tokens=5"])
+@pytest.mark.parametrize(
+    "key", ["against=RUN/sft", "reward=RUN/reward", "max_new_tokens=5", "scorer=scorers:own"]
+)
 def test_what_open_answers_alone_read_is_refused_elsewhere(key: str) -> None:
     with pytest.raises(BadInput, match=f"{key.split('=')[0]}: has no effect with a protocol other"):
         load(f"benchmark.{key}")
@@ -112,8 +114,10 @@ def test_open_answers_are_read_beside_preferences_and_shape_no_stage() -> None:
     for words in (["open.prompts=3"], ["stages=[sft,reward]", "open.prompts=3"]):
         with pytest.raises(BadInput, match=r"open.prompts: .* does not read open"):
             load(*words)
-    with pytest.raises(BadInput, match=r"open.max_new_tokens: has no effect with open.prompts=0"):
-        load("stages=dpo", "open.prompts=0", "open.max_new_tokens=3")
+    for key in ("open.max_new_tokens=3", "open.scorer=scorers:own"):
+        name = key.partition("=")[0]
+        with pytest.raises(BadInput, match=f"{name}: has no effect with open.prompts=0"):
+            load("stages=dpo", "open.prompts=0", key)
     few, many = load("stages=dpo", "open.prompts=3"), load("stages=dpo")
     assert few.run_name() != many.run_name()
     assert few.stage_identity("dpo") == many.stage_identity("dpo")
@@ -187,7 +191,7 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["lora.dropout=1"], ["lora.dropout", "at most"]),
         (["stages=stf"], ["stages", "reward or ppo", "did you mean sft?"]),
         (["stages=[]"], ["stages", "a stage or more"]),
-        (["benchmark=open"], ["benchmark.protocol", "open.prompts", "generate or chapter"]),
+        (["benchmark=open"], ["benchmark.protocol", "open.prompts", "chapter or written"]),
         (["stages=[sft,sft]"], ["sft stands twice"]),
         (["sft.learning_rate=quick"], ["sft.learning_rate", "auto or a number above 0"]),
         (["sft.schedule=cosin"], ["sft.schedule", "did you mean cosine?"]),

@@ -59,7 +59,7 @@ from drbode.config.door import (
     refuse_unread,
 )
 from drbode.config.errors import FORBIDDEN, FULL, BadInput, nearest, one_of, unwritable
-from drbode.config.functions import is_function, load_function, source_digest
+from drbode.config.functions import failure, is_function, load_function, source_digest
 from drbode.config.identity import (
     BERTINHO,
     BODINHO,
@@ -136,6 +136,7 @@ __all__ = [
     "conf_dir",
     "content",
     "digest",
+    "failure",
     "functions",
     "groups",
     "is_function",

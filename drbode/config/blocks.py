@@ -4,8 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from drbode.config.catalogue import PROTOCOLS, Loss, Protocol, ProtocolTraits, loss_traits
+from drbode.config.catalogue import (
+    PROTOCOLS,
+    Loss,
+    Protocol,
+    ProtocolTraits,
+    Scorer,
+    loss_traits,
+    names,
+)
 from drbode.config.convert import Range
+from drbode.config.errors import one_of
 from drbode.config.identity import BODINHO
 
 Auto = Literal["auto"]
@@ -316,6 +325,7 @@ class BenchmarkConfig:
     max_new_tokens: Count
     against: str | list[str]
     reward: str | None
+    scorer: Scorer | None
     num_fewshot: CountOrZero
     fewshot_path: str
     fewshot_choice: Literal["fixed", "random", "similar"]
@@ -327,6 +337,11 @@ class BenchmarkConfig:
         return PROTOCOLS[self.protocol]
 
     @property
+    def question_protocol(self) -> Protocol:
+        """By which multiple-choice questions are asked: its own, if that reads them."""
+        return self.protocol if self.traits.reads == "question" else "alternatives"
+
+    @property
     def rivals(self) -> list[str] | None:
         """Models to hold the model's open answers against; None: the one it was tuned from."""
         if self.against == "auto":
@@ -335,21 +350,31 @@ class BenchmarkConfig:
 
     @property
     def shots(self) -> int:
-        """Examples before each question; open prompts are asked without any."""
-        return 0 if self.protocol == "open" else self.num_fewshot
+        """Examples before each row."""
+        return self.num_fewshot if self.traits.examples else 0
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that a written answer may have."""
+        return self.traits.limit or self.max_new_tokens
 
     def unread(self) -> Unread:
         """Its keys that the protocol and the source do not read."""
+        traits, others = self.traits, "a protocol other than "
         keys = {"split": NO_SPLITS} if is_rows_file(self.path) else {}
-        if not self.traits.writes:
-            keys["max_new_tokens"] = "a protocol other than generate or open"
-        if self.protocol != "open":
-            keys |= dict.fromkeys(("against", "reward"), "a protocol other than open")
-        else:
-            keys["num_fewshot"] = "the protocol open"
+        if not traits.writes:
+            keys["max_new_tokens"] = others + one_of(names(PROTOCOLS, writes=True))
+        if traits.of_runs:
+            beside = others + one_of(names(PROTOCOLS, of_runs=False))
+            keys |= dict.fromkeys(("against", "reward"), beside)
+        if not traits.scored:
+            keys["scorer"] = others + one_of(names(PROTOCOLS, scored=True))
+        if not traits.examples:
+            keys["num_fewshot"] = f"the protocol {self.protocol}"
         if self.shots == 0:
             few = ("fewshot_path", "fewshot_choice", "fewshot_seed", "fewshot_overflow")
-            keys |= dict.fromkeys(few, "benchmark.num_fewshot=0 or the protocol open")
+            without = one_of(names(PROTOCOLS, examples=False))
+            keys |= dict.fromkeys(few, f"benchmark.num_fewshot=0 or the protocol {without}")
         elif self.fewshot_choice == "similar":
             keys["fewshot_seed"] = "benchmark.num_fewshot=0 or fewshot_choice=similar"
         return keys
@@ -374,6 +399,7 @@ class OpenConfig:
 
     prompts: CountOrZero
     max_new_tokens: Count
+    scorer: Scorer | None
 
 
 @dataclass(frozen=True)

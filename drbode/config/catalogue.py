@@ -13,8 +13,8 @@ from drbode.config.convert import OneOf
 
 ModelKind = Literal["decoder", "encoder"]  # predicts the next token, or masked ones
 # What a row holds: raw text, raw text for an encoder, a conversation, a prompt with a chosen and a
-# rejected answer, a prompt, a multiple-choice question.
-RowKind = Literal["text", "masked", "chat", "pair", "prompt", "question"]
+# rejected answer, a prompt, a multiple-choice question, a prompt with its reference answer.
+RowKind = Literal["text", "masked", "chat", "pair", "prompt", "question", "reference"]
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,58 @@ Method = Annotated[str, OneOf(METHODS)]
 
 @dataclass(frozen=True)
 class ProtocolTraits:
-    """How a model is asked a benchmark's rows, and how its answer is read."""
+    """How a model is asked a benchmark's rows, and how its answer is read.
 
+    `load` is `module:function` of (config, conditions, key), which gives the benchmark with its
+    rows. `function` is one of (policy, renderer, rows, config, machine), which gives the model's
+    answer to each row: it renders the rows and reads what comes of them. The summary and the
+    comparison of answers are the same for every protocol (drbode/evaluation/benchmarks.py).
+    """
+
+    function: str
+    encoder_function: str | None = None  # likewise of an encoder; None: encoders are not asked
+    load: str = "drbode.evaluation.multiple_choice:load_questions"
+    reads: RowKind = "question"
     writes: bool = False  # the model writes an answer, in at most `benchmark.max_new_tokens`
     limit: int | None = None  # tokens that the protocol itself lets it write
-    of_runs: bool = True  # False: asked by drbode.evaluate alone
-    encoders: bool = False  # asked of encoders as well
+    examples: bool = True  # answered examples may stand before a row
+    scored: bool = False  # by `benchmark.scorer`, a function of the user's
+    of_runs: bool = True  # False: asked by drbode.evaluate alone, beside other models
+
+    @property
+    def encoders(self) -> bool:
+        """Whether encoders are asked as well."""
+        return self.encoder_function is not None
 
 
 PROTOCOLS: dict[str, ProtocolTraits] = {
-    "alternatives": ProtocolTraits(encoders=True),
-    "letter": ProtocolTraits(),
-    "generate": ProtocolTraits(writes=True),
-    "chapter": ProtocolTraits(limit=10),
-    "open": ProtocolTraits(writes=True, of_runs=False),
+    "alternatives": ProtocolTraits(
+        "drbode.evaluation.multiple_choice:by_alternatives",
+        encoder_function="drbode.evaluation.multiple_choice:by_pseudo_likelihood",
+    ),
+    "letter": ProtocolTraits("drbode.evaluation.multiple_choice:by_letter"),
+    "generate": ProtocolTraits("drbode.evaluation.multiple_choice:by_stated_letter", writes=True),
+    "chapter": ProtocolTraits("drbode.evaluation.multiple_choice:by_first_letter", limit=10),
+    "written": ProtocolTraits(
+        "drbode.evaluation.free_text:by_scorer",
+        load="drbode.evaluation.free_text:load_prompts",
+        reads="reference",
+        writes=True,
+        examples=False,
+        scored=True,
+    ),
+    "open": ProtocolTraits(
+        "drbode.evaluation.open_answers:by_rules",
+        load="drbode.evaluation.open_answers:load_prompts",
+        reads="pair",
+        writes=True,
+        examples=False,
+        scored=True,
+        of_runs=False,
+    ),
 }
 Protocol = Annotated[str, OneOf(PROTOCOLS)]
+Scorer = Annotated[str, OneOf((), or_function=True)]
 
 
 def names(traits: Mapping[str, object], **wanted: object) -> list[str]:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def load_function(name: str, key: str, expected: str) -> Callable[..., Any]:
     if not callable(loaded):
         raise BadInput(f"{key}: {name} is no function; expected {expected}")
     return loaded  # type: ignore[no-any-return]
+
+
+def failure(error: Exception) -> str:
+    """What a function of the user's raised, and where, to stand in a sentence."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}, {Path(place.filename).name} line {place.lineno}"
 
 
 def source_digest(name: str) -> str | None:

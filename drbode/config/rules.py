@@ -45,7 +45,7 @@ def unread(config: "TrainConfig") -> Unread:
     if not config.traits.quantizes:
         keys["dpo.quantize_base"] = f"a method other than {one_of(names(METHODS, quantizes=True))}"
     if config.open.prompts == 0:
-        keys["open.max_new_tokens"] = "open.prompts=0"
+        keys |= dict.fromkeys(("open.max_new_tokens", "open.scorer"), "open.prompts=0")
     encoder = config.model_kind == "encoder"
     if encoder:
         stage = one_of(config.having(trains="encoder"))
@@ -73,7 +73,7 @@ def evaluation_problems(config: "EvaluateConfig") -> Iterator[str]:
 
 def pinned_in_vain(block: str, path: str, revision: str | None) -> Iterator[str]:
     """A complaint where a revision is given of what lies here; an adapter's is that of its base."""
-    here = path == BODINHO or Path(path).exists()
+    here = path == BODINHO or is_function(path) or Path(path).exists()
     if revision is not None and here and not (Path(path) / "adapter_config.json").exists():
         yield f"{block}.revision: {path} is no hub id, got {revision}; leave it out"
 
@@ -210,7 +210,7 @@ def _benchmark(config: "TrainConfig") -> Iterator[str]:
     benchmark, conditions = config.benchmark, config.data.conditions
     if not benchmark.traits.of_runs:
         yield (
-            "benchmark.protocol: a run scores open answers beside its multiple choice (open."
+            "benchmark.protocol: a run scores open answers beside its benchmark (open."
             f"prompts), got {benchmark.protocol}; expected {one_of(names(PROTOCOLS, of_runs=True))}"
         )
     if conditions != "default" and not config.reads_bodinho():

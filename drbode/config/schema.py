@@ -254,7 +254,7 @@ class EvaluateConfig:
     def run_name(self) -> str:
         """The model, the benchmark and the digest of `effective`: `eval-bodinho-test-0c4be1d2`."""
         model = "-".join(Path(self.model.path).parts[-2:])
-        benchmark = Path(self.benchmark.path).stem
+        benchmark = Path(self.benchmark.path).stem.replace(":", ".")
         return f"eval-{model}-{benchmark}-{digest(self.effective())}"
 
 

@@ -22,6 +22,9 @@ stem of 7 words or more but for a word. Of questions found in the same place the
 Only questions that share enough n-grams of 3 words with a row are compared with it, so a check
 costs about as much as it takes to read the rows. Conditions that rows and questions have in common
 are no contamination, and a question in other words is not found.
+
+Of a benchmark of prompts, a prompt's text is the stem, and its reference answer, where there is
+one, the only alternative: a prompt is found by the rules verbatim, almost, and beside its answer.
 """
 
 import re
@@ -38,7 +41,7 @@ from rapidfuzz.distance import LCSseq
 
 from drbode.config import BadInput, Stage
 from drbode.data import sources
-from drbode.data.rows import Question
+from drbode.data.rows import Prompt, Question
 
 GRAM = 3  # words
 WHOLE = 7  # words that a stem has to have, to be found by itself within a longer text
@@ -63,6 +66,28 @@ Gram = tuple[str, ...]
 def words(text: str) -> list[str]:
     """A text's words in lower case, without accents and punctuation."""
     return WORD.findall(MARKS.sub("", unicodedata.normalize("NFKD", text.casefold())))
+
+
+def sought(row: Question | Prompt) -> Question:
+    """A row of a benchmark as it is looked for: of a prompt, its text as a stem.
+
+    The text is that of all turns but the system's. The reference is the answer that may stand
+    beside it; a prompt without one is found by its text alone.
+    """
+    if isinstance(row, Question):
+        return row
+    offered = {} if row.right is None else {"A": row.right}
+    return Question(
+        origin="",
+        exam="",
+        number=row.where,
+        stem="\n".join(m.content for m in row.messages if m.role != "system"),
+        alternatives=offered,
+        blank={},
+        answer="A",
+        image=None,
+        where=row.where,
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,8 @@ class _Entry:
 class Index:
     """The questions of a benchmark, to be looked for in rows."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
+    def __init__(self, rows: Sequence[Question | Prompt]) -> None:
+        questions = [sought(row) for row in rows]
         stems = [words(question.stem) for question in questions]
         held = Counter(word for stem in stems for word in set(stem))
         few = max(1, min(6, len(questions) // 4), len(questions) // 50)  # may hold a telling word
@@ -137,7 +163,7 @@ class Index:
 
 
 def _answer(question: Question) -> str:
-    return " ".join(words(question.alternatives[question.answer]))
+    return " ".join(words(question.alternatives.get(question.answer, "")))
 
 
 def _entry(
@@ -291,7 +317,7 @@ class Case:
 class Check:
     """Holds the rows of all stages of a run against its benchmark, and keeps what it finds."""
 
-    questions: Sequence[Question]
+    questions: Sequence[Question | Prompt]
     action: Action
     cases: list[Case] = field(default_factory=list)
 

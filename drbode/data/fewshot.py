@@ -8,7 +8,7 @@ from typing import Any
 
 from rank_bm25 import BM25Okapi
 
-from drbode.config import BODINHO, BadInput, BenchmarkConfig
+from drbode.config import BODINHO, BadInput, BenchmarkConfig, is_function
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.contamination import Index, words
@@ -60,10 +60,10 @@ def with_examples(
 def _pool(questions: Sequence[Question], config: BenchmarkConfig, conditions: Conditions) -> Pool:
     """Raises BadInput where the pool has too few questions that the benchmark does not ask."""
     key, path = "benchmark.fewshot_path", config.fewshot_path
-    if path != BODINHO and not Path(path).is_file():
+    if path != BODINHO and not is_function(path) and not Path(path).is_file():
         raise BadInput(
             f"{key}: there is no file {path}; expected {BODINHO}, or a .jsonl, .json or .parquet "
-            "file in the benchmark's columns"
+            "file or module:function in the benchmark's columns"
         )
     columns = sources.Columns(QUESTION, QUESTION_OPTIONAL)
     records = sources.read("question", path, "examples", None, key, conditions, columns)

@@ -1,4 +1,4 @@
-"""Where rows come from: the shipped laboratory, a file, or a data set on the Hugging Face hub."""
+"""Where rows come from: the shipped laboratory, a file, a function, or a data set on the hub."""
 
 import hashlib
 import json
@@ -13,7 +13,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
-from drbode.config import BODINHO, ROWS_FILES, TEXT_FILE, BadInput, RowKind, unwritable
+from drbode.config import (
+    BODINHO,
+    ROWS_FILES,
+    TEXT_FILE,
+    BadInput,
+    RowKind,
+    failure,
+    is_function,
+    load_function,
+    unwritable,
+)
 from drbode.data import bodinho
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
@@ -60,10 +70,11 @@ def read(
     """All records of a source, each with where it stands; `key` is what a complaint names.
     `conditions` says which of bodinho's are taken.
 
-    Of a table (parquet, or a hub set) only `columns` are read. All but bodinho and .json stay in
-    their file, from which a record is read each time it is asked for. Raises BadInput where a
-    column is missing or there is nothing to read, and a line that is no JSON object does once it is
-    come to.
+    Of a table (parquet, or a hub set) only `columns` are read. All but bodinho, .json and the rows
+    of a function stay in their file, from which a record is read each time it is asked for. A
+    function, named `module:function`, is called with the split's name and gives mappings. Raises
+    BadInput where a column is missing or there is nothing to read, and a line that is no JSON
+    object does once it is come to.
     """
     records: Sequence[Record]
     if path == BODINHO:
@@ -72,6 +83,8 @@ def read(
         if not Path(path).is_file():
             raise BadInput(f"{key}: there is no file {path}")
         records = _file(Path(path), kind, key, columns)
+    elif is_function(path):
+        records = list(_called(path, split, key))
     elif Path(path).is_file():
         raise BadInput(f"{key}: expected a {_files(kind)} file, got {path}")
     else:
@@ -108,6 +121,7 @@ def _bodinho(
         "pair": bodinho.PAIRS,
         "prompt": bodinho.PAIRS,
         "question": bodinho.QUESTIONS,
+        "reference": bodinho.REFERENCES,
     }
     if split not in makers[kind]:
         raise BadInput(
@@ -115,6 +129,24 @@ def _bodinho(
         )
     for number, fields in enumerate(makers[kind][split](conditions), 1):
         yield f"bodinho {split} row {number}", fields
+
+
+def _called(name: str, split: str, key: str) -> Iterator[Record]:
+    """The rows that a function of the user's gives, each a copy."""
+    load = load_function(name, key, "module:function of (split)")
+    number = 0
+    try:
+        for number, row in enumerate(load(split), 1):
+            where = f"{name} {split} row {number}"
+            if not isinstance(row, Mapping):
+                raise BadInput(
+                    f"{key}: {where}: expected a mapping of columns, got {type(row).__name__}"
+                )
+            yield where, dict(row)
+    except BadInput:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise BadInput(f"{key}: {name} failed after {number} rows ({failure(error)})") from error
 
 
 def _file(path: Path, kind: RowKind, key: str, columns: Columns | None) -> Sequence[Record]:
@@ -299,7 +331,7 @@ def _unreached(path: str, kind: RowKind, split: str, key: str, error: Exception)
         )
     return (
         f"{key}: {path} is no file here and could not be had from the hub ({first}); expected "
-        f"{BODINHO}, a {_files(kind)} file, or a data set's id"
+        f"{BODINHO}, a {_files(kind)} file, module:function, or a data set's id"
     )
 
 

@@ -18,6 +18,7 @@ from drbode.config import (
     SftConfig,
     Stage,
     StageConfig,
+    is_function,
 )
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
@@ -313,7 +314,9 @@ def read_rows(
     train = read(data.path, data.split, key)
     held_out: Sequence[sources.Record] = []
     if data.validation_path is not None:
-        split = "validation" if data.validation_path == BODINHO else data.split
+        split = data.split
+        if data.validation_path == BODINHO or is_function(data.validation_path):
+            split = "validation"
         held_out = read(data.validation_path, split, f"{stage}.data.validation_path")
     elif data.path == BODINHO and data.split == "train":
         held_out = read(data.path, "validation", key)

@@ -14,8 +14,8 @@ from drbode.data.bodinho import Conditions
 from drbode.data.corpus import Cut
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_text
-from drbode.evaluation import multiple_choice
-from drbode.evaluation.multiple_choice import Answer, Benchmark
+from drbode.evaluation import benchmarks
+from drbode.evaluation.benchmarks import Answer, Benchmark
 from drbode.evaluation.statistics import Z95, Interval
 from drbode.models.base import Policy
 from drbode.models.machine import Machine
@@ -40,7 +40,7 @@ class General:
 
     def as_dict(self) -> dict[str, int]:
         return {
-            "questions": len(self.questions.questions) if self.questions else 0,
+            "questions": len(self.questions.rows) if self.questions else 0,
             "documents": len(self.documents),
             "bytes": sum(document.bytes for document in self.documents),
         }
@@ -68,11 +68,18 @@ def load_general(
 ) -> General:
     """Raises BadInput where a source is not to be had or malformed."""
     # Without examples, so that what is forgotten compares whatever the benchmark shows.
-    asked = replace(settings, questions=None, split=config.split, revision=None, num_fewshot=0)
+    general = replace(
+        settings,
+        protocol=settings.question_protocol,
+        questions=None,
+        split=config.split,
+        revision=None,
+        num_fewshot=0,
+    )
     questions = None
     if config.questions_path is not None:
-        questions = multiple_choice.load_benchmark(
-            replace(asked, path=config.questions_path), conditions, "forgetting.questions_path"
+        questions = benchmarks.load_benchmark(
+            replace(general, path=config.questions_path), conditions, "forgetting.questions_path"
         )
     documents = []
     if config.text_path is not None:
@@ -80,7 +87,7 @@ def load_general(
             "text", config.text_path, config.split, None, "forgetting.text_path", conditions
         )
         documents = [document(parse_text(row, where), renderer) for where, row in records]
-    return General(questions, documents, asked, machine)
+    return General(questions, documents, general, machine)
 
 
 def document(row: Text, renderer: Renderer) -> Document:
@@ -97,10 +104,10 @@ def document(row: Text, renderer: Renderer) -> Document:
 
 def measure(policy: Policy, renderer: Renderer, general: General) -> Known:
     """What the policy knows now."""
-    answers = []
+    answers: list[Answer] = []
     if general.questions is not None:
-        answers = multiple_choice.answer(
-            policy, renderer, general.questions.questions, general.settings, general.machine
+        answers = benchmarks.answer(
+            policy, renderer, general.questions.rows, general.settings, general.machine
         )
     bits = text_bits(policy, general.documents, general.settings.max_tokens, general.machine)
     return Known(answers, bits, [document.bytes for document in general.documents])
@@ -127,8 +134,8 @@ def summarise(before: Known, after: Known) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if after.answers:
-        found["questions"] = multiple_choice.summarise(after.answers)
-        found["against_base"] = multiple_choice.compare(before.answers, after.answers)["all"]
+        found["questions"] = benchmarks.summarise(after.answers)
+        found["against_base"] = benchmarks.compare(before.answers, after.answers)["all"]
         found["forgetting"] = -found["against_base"]["difference"]
     if after.bytes:
         found["bits_per_byte"] = after.bits_per_byte

@@ -1,10 +1,8 @@
-"""The benchmark of multiple-choice questions (T17)."""
+"""Multiple-choice questions (T17): by the probability of alternatives, or by what is written."""
 
 import math
-import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -17,56 +15,56 @@ from drbode.data import fewshot, sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
 from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
+from drbode.evaluation.benchmarks import Answer, Benchmark, Forecast
 from drbode.evaluation.parser import first_letter, stated_letter
-from drbode.evaluation.statistics import brier, expected_calibration_error, paired, wilson
 from drbode.models.base import Policy
 from drbode.models.generation import generate
 from drbode.models.machine import Machine
 from drbode.models.pseudo import pseudo_logps
 from drbode.trees import Tree, pack, within
 
-CHAPTER_TOKENS = 10  # the most that the chapter lets a model write
-CLEAN = "clean"  # the part of the questions that were not trained on, where others were
 WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Questions, checked, and the digest of the records they came from; where examples are from."""
-
-    questions: list[Question]
-    digest: str
-    pool: fewshot.Pool | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "questions": len(self.questions),
-            "digest": self.digest,
-            "examples": None if self.pool is None else self.pool.as_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model answered: by the scores of the alternatives (nats), or by what it wrote.
+class Choice(Answer):
+    """The letter that a model chose: by the scores of the alternatives (nats), or in writing.
 
     `question` has the examples that stood before it; `dropped` is how many more were asked for.
     """
 
     question: Question
     letter: str | None  # None: no answer
-    cut: bool
     scores: dict[str, float] | None = None
-    written: str | None = None
-    stopped: bool | None = None  # what was written ended its turn before the limit
-    dropped: int = 0
-    tokens: int = 0  # of the prompt, examples among it, and of what was scored or written after it
-    shared: int = 0  # of these, at the prompt's start, were run once for several questions
-    seconds: float = 0.0  # its share of the time that all took together
+
+    @property
+    def where(self) -> str:
+        return self.question.where
 
     @property
     def correct(self) -> bool:
         return self.letter == self.question.answer
+
+    @property
+    def score(self) -> float:
+        return float(self.correct)
+
+    @property
+    def answered(self) -> bool:
+        return self.letter is not None
+
+    @property
+    def part(self) -> tuple[str, str]:
+        return self.question.origin, self.question.exam
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.question.alternatives)
+
+    @property
+    def longest_score(self) -> float:
+        offered = self.question.alternatives
+        return float(max(offered, key=lambda k: len(offered[k])) == self.question.answer)
 
     @property
     def probabilities(self) -> dict[str, float] | None:
@@ -76,6 +74,14 @@ class Answer:
         top = max(self.scores.values())
         weights = {letter: math.exp(score - top) for letter, score in self.scores.items()}
         return {letter: weight / sum(weights.values()) for letter, weight in weights.items()}
+
+    @property
+    def forecast(self) -> Forecast | None:
+        probabilities = self.probabilities
+        if probabilities is None:
+            return None
+        right = list(self.question.alternatives).index(self.question.answer)
+        return Forecast(list(probabilities.values()), right)
 
     def as_row(self) -> dict[str, Any]:
         """The answer as a line of JSON."""
@@ -101,7 +107,7 @@ class Answer:
         return row
 
 
-def load_benchmark(
+def load_questions(
     config: BenchmarkConfig, conditions: Conditions = "default", key: str = "benchmark.path"
 ) -> Benchmark:
     """The questions of `config.path`, which stands under `key`.
@@ -133,27 +139,89 @@ def load_benchmark(
     return Benchmark(questions, sources.digest(records), pool)
 
 
-def answer(
+# --- the protocols, each by the prompt that it renders and by what is read of the model ----------
+
+
+def by_alternatives(
     policy: Policy,
     renderer: Renderer,
     questions: Sequence[Question],
     config: BenchmarkConfig,
     machine: Machine,
-) -> list[Answer]:
-    """Answers by the protocol of `config`; how many questions go into a batch changes none.
+) -> list[Choice]:
+    """By the log-probability of each alternative's text, the mean of its tokens."""
+    return _by_scores(policy, renderer.alternatives, questions, config, machine, mean=True)
 
-    What all prompts begin with is run once, and the rest of each goes on from its keys and values:
-    so it is for `fixed` examples, and for the chapter's long opening. An encoder knows one protocol
-    alone.
+
+def by_letter(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Choice]:
+    """By the log-probability of each letter, after a prompt that lists the alternatives."""
+    return _by_scores(policy, renderer.letter, questions, config, machine, mean=False)
+
+
+def by_stated_letter(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Choice]:
+    """By the letter that an answer states, read by a strict parser."""
+    layout = partial(renderer.generate, max_new_tokens=config.answer_tokens)
+    return _by_writing(policy, renderer, layout, stated_letter, questions, config, machine)
+
+
+def by_first_letter(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Choice]:
+    """As the chapter does it: by the first of A to E in an answer to its own prompt."""
+    layout = partial(renderer.chapter, max_new_tokens=config.answer_tokens)
+
+    def read(text: str, alternatives: Mapping[str, str]) -> str | None:
+        return first_letter(text)
+
+    return _by_writing(policy, renderer, layout, read, questions, config, machine)
+
+
+def by_pseudo_likelihood(
+    policy: Policy,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[Choice]:
+    """The alternative whose tokens an encoder finds most probable in the mean, each masked alone.
+
+    Salazar et al. 2020; a pass for every token of every alternative, all of which count.
     """
-    began = time.perf_counter()
-    by_scores = config.protocol in ("alternatives", "letter")
-    by = _by_scores if by_scores else _by_writing
-    if policy.kind == "encoder":
-        by = _by_pseudo_likelihood
-    answers = by(policy, renderer, questions, config, machine)
-    share = (time.perf_counter() - began) / max(len(answers), 1)
-    return [replace(a, seconds=share) for a in answers]
+    rendered = [renderer.pseudo(question) for question in questions]
+    sequences = [
+        (tree.prompt + own.ids, [len(tree.prompt) + i for i, s in enumerate(own.supervised) if s])
+        for row in rendered
+        for tree in row.trees
+        for own in tree.completions
+    ]
+    with machine.autocast():
+        found = iter(pseudo_logps(policy, sequences, config.max_tokens))
+    answers = []
+    for question, row in zip(questions, rendered, strict=True):
+        means = {letter: sum(own := next(found)) / len(own) for letter in question.alternatives}
+        best = max(means, key=means.__getitem__)  # of equal ones the first
+        tokens = sum(tree.supervised * tree.tokens for tree in row.trees)
+        answers.append(Choice(question, best, means, cut=row.cut, tokens=tokens))
+    return answers
+
+
+# --- how they are carried out --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,19 +276,22 @@ def _alike(
 
 def _by_scores(
     policy: Policy,
-    renderer: Renderer,
+    render: Callable[[Question], Rendered],
     questions: Sequence[Question],
     config: BenchmarkConfig,
     machine: Machine,
-) -> list[Answer]:
-    """The completion of highest log-probability: its tokens' mean for a text, sum for a letter.
+    *,
+    mean: bool,
+) -> list[Choice]:
+    """The completion of highest log-probability: its tokens' mean, or their sum.
 
-    All alternatives of a question share their prompt in one tree; no end token is scored.
+    All alternatives of a question share their prompt in one tree; no end token is scored. What all
+    prompts begin with is run once, and the rest of each goes on from its keys and values: so it is
+    for `fixed` examples, and for the chapter's long opening. How many questions go into a batch
+    changes no answer.
     """
-    of_letters = config.protocol == "letter"
-    render = renderer.letter if of_letters else renderer.alternatives
     asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Choice] = {}
     with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group, begin in _alike(asked, config):
             prefix = policy.prefix(begin) if begin else None
@@ -230,7 +301,7 @@ def _by_scores(
             for few in within(rests, config.max_tokens):
                 batch = pack(few).to(policy.device)
                 logps = policy.logps(batch, prefix=prefix).double()
-                found += (batch.sums(logps) / (1 if of_letters else batch.lengths())).tolist()
+                found += (batch.sums(logps) / (batch.lengths() if mean else 1)).tolist()
             scored = iter(found)
             for i in group:
                 scores = {letter: next(scored) for letter in asked[i].question.alternatives}
@@ -239,56 +310,25 @@ def _by_scores(
     return [answers[i] for i in range(len(asked))]
 
 
-def _by_pseudo_likelihood(
-    policy: Policy,
-    renderer: Renderer,
-    questions: Sequence[Question],
-    config: BenchmarkConfig,
-    machine: Machine,
-) -> list[Answer]:
-    """The alternative whose tokens an encoder finds most probable in the mean, each masked alone.
-
-    Salazar et al. 2020; a pass for every token of every alternative, all of which count.
-    """
-    rendered = [renderer.pseudo(question) for question in questions]
-    sequences = [
-        (tree.prompt + own.ids, [len(tree.prompt) + i for i, s in enumerate(own.supervised) if s])
-        for row in rendered
-        for tree in row.trees
-        for own in tree.completions
-    ]
-    with machine.autocast():
-        found = iter(pseudo_logps(policy, sequences, config.max_tokens))
-    answers = []
-    for question, row in zip(questions, rendered, strict=True):
-        means = {letter: sum(own := next(found)) / len(own) for letter in question.alternatives}
-        best = max(means, key=means.__getitem__)  # of equal ones the first
-        tokens = sum(tree.supervised * tree.tokens for tree in row.trees)
-        answers.append(Answer(question, best, row.cut, means, tokens=tokens))
-    return answers
-
-
 def _by_writing(
     policy: Policy,
     renderer: Renderer,
+    render: Callable[[Question], Rendered],
+    read: Callable[[str, Mapping[str, str]], str | None],
     questions: Sequence[Question],
     config: BenchmarkConfig,
     machine: Machine,
-) -> list[Answer]:
-    """What is written after the question, read by the strict parser or by the chapter's rule."""
-    of_chapter = config.protocol == "chapter"
-    limit = CHAPTER_TOKENS if of_chapter else config.max_new_tokens
-    layout = renderer.chapter if of_chapter else renderer.generate
-    render = partial(layout, max_new_tokens=limit)
+) -> list[Choice]:
+    """What is written after the question; `read` finds a letter of the alternatives in it."""
     asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Choice] = {}
     for group, begin in _alike(asked, config):
         with machine.autocast():
             written = generate(
                 policy,
                 [asked[i].tree.prompt[len(begin) :] for i in group],
                 end=renderer.turn_end[1],
-                max_new_tokens=limit,
+                max_new_tokens=config.answer_tokens,
                 max_tokens=config.max_tokens,
                 prefix=policy.prefix(begin) if begin else None,
             )
@@ -296,122 +336,19 @@ def _by_writing(
             offered = asked[i].question.alternatives
             ids = own.ids[:-1] if own.ended else own.ids
             text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-            letter = first_letter(text) if of_chapter else stated_letter(text, offered)
+            letter = read(text, offered)
             answer = _answer(asked[i], letter, len(begin), written=text, stopped=own.ended)
             answers[i] = replace(answer, tokens=answer.tokens + len(own.ids))
     return [answers[i] for i in range(len(asked))]
 
 
-def _answer(asked: Asked, letter: str | None, shared: int, **found: Any) -> Answer:
-    return Answer(
+def _answer(asked: Asked, letter: str | None, shared: int, **found: Any) -> Choice:
+    return Choice(
         asked.question,
         letter,
-        asked.cut,
+        cut=asked.cut,
         dropped=asked.dropped,
         tokens=asked.tree.tokens,
         shared=shared,
         **found,
     )
-
-
-def cost(answers: Sequence[Answer]) -> dict[str, float]:
-    """What a question took in the mean, to stand beside accuracy."""
-    return {
-        "seconds_per_question": sum(a.seconds for a in answers) / len(answers),
-        "tokens_per_question": sum(a.tokens for a in answers) / len(answers),
-        "shared_tokens_per_question": sum(a.shared for a in answers) / len(answers),
-    }
-
-
-def summarise(answers: Sequence[Answer], unclean: Set[str] = frozenset()) -> dict[str, Any]:
-    """Accuracy with Wilson's interval, whole and by part, calibration, and the floors.
-
-    No answer is a wrong answer. Calibration is None where nothing was scored. `unclean` says where
-    the questions stand that were trained on; `clean` is accuracy on the others, None where all or
-    none were.
-    """
-    questions = [a.question for a in answers]
-    longest = [max(q.alternatives, key=lambda k: len(q.alternatives[k])) for q in questions]
-    return {
-        **_accuracy(answers),
-        "parts": {
-            name: _accuracy([answers[i] for i in own]) for name, own in _parts(questions).items()
-        },
-        "clean": _accuracy([answers[i] for i in own])
-        if (own := _clean(answers, unclean))
-        else None,
-        **_calibration(answers),
-        "prompts_cut": sum(a.cut for a in answers),
-        "examples_dropped": _examples_dropped(answers),
-        "floor_longest": sum(
-            letter == q.answer for letter, q in zip(longest, questions, strict=True)
-        )
-        / len(answers),
-    }
-
-
-def _clean(answers: Sequence[Answer], unclean: Set[str]) -> list[int]:
-    """Indices of the answers to questions that were not trained on, where some were."""
-    found = [i for i, answer in enumerate(answers) if answer.question.where not in unclean]
-    return found if len(found) < len(answers) else []
-
-
-def _examples_dropped(answers: Sequence[Answer]) -> dict[str, int]:
-    """How many questions lost how many of their examples; those that lost none are left out."""
-    return {str(n): count for n, count in sorted(Counter(a.dropped for a in answers).items()) if n}
-
-
-def _parts(questions: Sequence[Question]) -> dict[str, list[int]]:
-    """Indices of the questions of each `origem` and each `prova`, where there is more than one."""
-    origins: dict[str, dict[str, list[int]]] = {}
-    for i, question in enumerate(questions):
-        origins.setdefault(question.origin, {}).setdefault(question.exam, []).append(i)
-    parts: dict[str, list[int]] = {}
-    for origin, exams in origins.items():
-        if len(origins) > 1:
-            parts[origin] = sorted(i for own in exams.values() for i in own)
-        if len(exams) > 1:
-            prefix = f"{origin}, " if len(origins) > 1 else ""
-            parts |= {f"{prefix}{exam}": own for exam, own in exams.items()}
-    return parts
-
-
-def _accuracy(answers: Sequence[Answer]) -> dict[str, Any]:
-    correct = sum(a.correct for a in answers)
-    interval = wilson(correct, len(answers))
-    chance = sum(1 / len(a.question.alternatives) for a in answers) / len(answers)
-    stopped = [a.stopped for a in answers if a.stopped is not None]
-    return {
-        "accuracy": correct / len(answers),
-        "correct": correct,
-        "questions": len(answers),
-        "interval": list(interval),
-        "chance": chance,
-        "at_chance": chance in interval,
-        "unanswered": sum(a.letter is None for a in answers) / len(answers),
-        "stop_rate": sum(stopped) / len(stopped) if stopped else None,
-    }
-
-
-def _calibration(answers: Sequence[Answer]) -> dict[str, float | None]:
-    rows = [list(p.values()) for p in (a.probabilities for a in answers) if p is not None]
-    if not rows:
-        return {"ece": None, "brier": None}
-    truth = [list(a.question.alternatives).index(a.question.answer) for a in answers]
-    return {
-        "ece": expected_calibration_error([max(row) for row in rows], [a.correct for a in answers]),
-        "brier": brier(rows, truth),
-    }
-
-
-def compare(
-    before: Sequence[Answer], after: Sequence[Answer], unclean: Set[str] = frozenset()
-) -> dict[str, Any]:
-    """Two models on the same questions: difference with interval and McNemar, whole and by part."""
-    chosen = {"all": list(range(len(after))), **_parts([a.question for a in after])}
-    if clean := _clean(after, unclean):
-        chosen[CLEAN] = clean
-    return {
-        name: paired([before[i].correct for i in own], [after[i].correct for i in own])._asdict()
-        for name, own in chosen.items()
-    }

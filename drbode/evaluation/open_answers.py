@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from drbode import record
-from drbode.config import BODINHO, BadInput, BenchmarkConfig, OpenConfig, Stage, StageConfig
+from drbode.config import BODINHO, BenchmarkConfig, OpenConfig, Stage, StageConfig
 from drbode.data import sources
 from drbode.data.answers import gold_score, keeps_content, measures
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Pair, Prompt, parse_pair, parse_prompt
 from drbode.data.splits import prompt_columns, read_rows
+from drbode.evaluation.free_text import prompt_text, write
+from drbode.evaluation.scorers import load_scorer, scores_of
 from drbode.evaluation.statistics import paired, wilson, win_rate
 from drbode.models.base import Policy
-from drbode.models.generation import generate
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
 from drbode.trees import Batch, Completion, Tree, pack, within
@@ -57,6 +58,7 @@ class OpenAnswer:
     stopped: bool  # it ended its turn before the limit
     margin: float | None
     score: float | None = None  # of a reward model, in no unit
+    scores: Mapping[str, float] = field(default_factory=dict)  # of functions of the user's, by name
 
     @property
     def preferred(self) -> bool | None:
@@ -87,18 +89,14 @@ class OpenAnswer:
             "keeps_content": self.keeps_content,
             "margin": self.margin,
             "score": self.score,
+            "scores": dict(self.scores),
         }
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """What the user said last, after the turns before it by their roles."""
-    *before, last = prompt.messages
-    return "\n".join([*(f"{m.role}: {m.content}" for m in before), last.content])
-
-
-def load_prompts(config: BenchmarkConfig, conditions: Conditions = "default") -> OpenPrompts:
+def load_prompts(
+    config: BenchmarkConfig, conditions: Conditions = "default", key: str = "benchmark.path"
+) -> OpenPrompts:
     """The prompts of a source of preferences or of prompts alone, in the columns of pairs."""
-    key = "benchmark.path"
     records = sources.read(
         "pair",
         config.path,
@@ -165,16 +163,25 @@ class Interview:
     machine: Machine
     max_new_tokens: int
     max_tokens: int  # a batch
+    scorer: str | None = None  # a function of the user's, as module:function
+    key: str = "open.scorer"  # where it stands in the config
     answers: dict[str, list[OpenAnswer]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.scorer is not None:
+            load_scorer(self.scorer, self.key)
+
     def ask(self, name: str, policy: Policy) -> None:
-        self.answers[name] = answer(
+        answers = answer(
             policy,
             self.prompts,
             self.machine,
             max_new_tokens=self.max_new_tokens,
             max_tokens=self.max_tokens,
         )
+        if self.scorer is not None:
+            answers = scored_by(self.scorer, self.key, answers)
+        self.answers[name] = answers
 
     def score(self, reward: RewardModel, policy: Policy) -> None:
         """Lets a reward model score all answers so far; `policy` is the network it runs on."""
@@ -201,30 +208,30 @@ def answer(
     Raises BadInput for a prompt that leaves no room for `max_new_tokens`.
     """
     renderer = Renderer(policy.tokenizer, policy.context)
-    rendered = []
-    for asked in prompts.asked:
-        rendered.append(renderer.prompt(asked.prompt.messages))
-        if len(rendered[-1]) + max_new_tokens > policy.context:
-            raise BadInput(
-                f"{asked.prompt.where}: prompt: {len(rendered[-1])} tokens are too long for the "
-                f"model's {policy.context}, of which the answer may take {max_new_tokens}; leave "
-                "the row out, or lower benchmark.max_new_tokens"
-            )
-    with machine.autocast():
-        written = generate(
-            policy,
-            rendered,
-            end=renderer.turn_end[1],
-            max_new_tokens=max_new_tokens,
-            max_tokens=max_tokens,
-        )
+    rows = [row.prompt for row in prompts.asked]
+    written = write(policy, renderer, rows, max_new_tokens, max_tokens, machine)
     margins = _margins(policy, renderer, prompts.asked, machine, max_tokens)
-    answers = []
-    for asked, own, margin in zip(prompts.asked, written, margins, strict=True):
-        ids = own.ids[:-1] if own.ended else own.ids
-        text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-        answers.append(OpenAnswer(asked, text, own.ended, margin))
-    return answers
+    return [
+        OpenAnswer(row, answer.text, answer.stopped, margin)
+        for row, answer, margin in zip(prompts.asked, written, margins, strict=True)
+    ]
+
+
+def by_rules(
+    policy: Policy,
+    renderer: Renderer,
+    prompts: Sequence[Asked],
+    config: BenchmarkConfig,
+    machine: Machine,
+) -> list[OpenAnswer]:
+    """The answers of one model, which rules score; `Interview` holds several beside each other."""
+    return answer(
+        policy,
+        OpenPrompts(list(prompts), ""),
+        machine,
+        max_new_tokens=config.answer_tokens,
+        max_tokens=config.max_tokens,
+    )
 
 
 def _margins(
@@ -243,6 +250,25 @@ def _margins(
     trees = [tree for own in rendered for tree in own]
     found = iter(_each(policy, trees, logps, machine, max_tokens))
     return [next(found) - next(found) if own else None for own in rendered]
+
+
+def scored_by(scorer: str, key: str, answers: Sequence[OpenAnswer]) -> list[OpenAnswer]:
+    """The same answers with the score that a function of the user's gives them.
+
+    It stands under `key` of the config. Raises BadInput where it fails or gives no finite numbers.
+    """
+    prompts = [one.asked.prompt for one in answers]
+    scores = scores_of(
+        scorer,
+        key,
+        [prompt_text(prompt) for prompt in prompts],
+        [one.written for one in answers],
+        [prompt.right for prompt in prompts],
+    )
+    return [
+        replace(one, scores={**one.scores, scorer: score})
+        for one, score in zip(answers, scores, strict=True)
+    ]
 
 
 def scored(
@@ -291,6 +317,7 @@ def summarise(answers: Sequence[OpenAnswer]) -> dict[str, Any]:
     """Shares of the answers by each rule, with Wilson's interval, and mean length and scores.
 
     What is not known of any answer (its content, a preference, a reward model's score) is None.
+    `scores` are the means of the user's own scorers, by name.
     """
     seen = [measures(a.written) for a in answers]
     scores = [a.score for a in answers if a.score is not None]
@@ -303,6 +330,7 @@ def summarise(answers: Sequence[OpenAnswer]) -> dict[str, Any]:
         "words": _mean([row["words"] for row in seen]),
         "gold": _mean([a.gold for a in answers]),
         "score": _mean(scores) if scores else None,
+        "scores": {name: _mean([a.scores[name] for a in answers]) for name in answers[0].scores},
     }
 
 
@@ -326,7 +354,8 @@ def _mean(values: Sequence[float]) -> float:
 def compare(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> dict[str, Any]:
     """Two models' answers to the same prompts: caution, and how often the second's is better.
 
-    Better by the gold score, and by the reward model's where both were scored. `implicit` is the
+    Better by the gold score, by the reward model's where both were scored, and by each scorer of
+    the user's that scored both. `implicit` is the
     share of pairs whose margin is higher under the second: what its implicit reward prefers, with
     the first as its reference.
     """
@@ -335,6 +364,8 @@ def compare(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> dict[s
     scores = [[a.score for a in own if a.score is not None] for own in (after, before)]
     if len(scores[0]) == len(scores[1]) == len(after):
         rates["reward"] = win_rate(*scores)
+    for name in before[0].scores.keys() & after[0].scores.keys():
+        rates[name] = win_rate([a.scores[name] for a in after], [a.scores[name] for a in before])
     rises = [
         None if one.margin is None or two.margin is None else two.margin > one.margin
         for one, two in zip(before, after, strict=True)
@@ -359,12 +390,20 @@ def progression(answers: Mapping[str, Sequence[OpenAnswer]]) -> dict[str, dict[s
 
 
 def side_by_side(answers: Mapping[str, Sequence[OpenAnswer]]) -> list[dict[str, Any]]:
-    """A row a prompt: what is right, where that is known, and what each model wrote."""
+    """A row a prompt: what is right, where that is known, and what each model wrote.
+
+    After these what the user's own scorers gave each of them, as `MODEL, module:function`.
+    """
     return [
         {
             "prompt": prompt_text(own[0].asked.prompt),
             "right": own[0].asked.prompt.right,
             **{name: one.written for name, one in zip(answers, own, strict=True)},
+            **{
+                f"{name}, {scorer}": score
+                for name, one in zip(answers, own, strict=True)
+                for scorer, score in one.scores.items()
+            },
         }
         for own in zip(*answers.values(), strict=True)
     ]

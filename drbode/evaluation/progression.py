@@ -8,9 +8,9 @@ from typing import Any
 from drbode import record
 from drbode.config import BenchmarkConfig
 from drbode.data.prompts import Renderer
-from drbode.evaluation import forgetting, multiple_choice, open_answers
+from drbode.evaluation import benchmarks, forgetting, open_answers
+from drbode.evaluation.benchmarks import Answer, Benchmark
 from drbode.evaluation.forgetting import General, Known
-from drbode.evaluation.multiple_choice import Answer, Benchmark
 from drbode.evaluation.open_answers import Interview
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
@@ -34,13 +34,13 @@ class Progression:
     known: dict[str, Known] = field(default_factory=dict)
 
     def answer(self, policy: Policy) -> list[Answer]:
-        """The benchmark's questions, asked now."""
-        return multiple_choice.answer(
-            policy, self.renderer, self.benchmark.questions, self.settings, self.machine
+        """The benchmark's rows, asked now."""
+        return benchmarks.answer(
+            policy, self.renderer, self.benchmark.rows, self.settings, self.machine
         )
 
     def accuracy(self, policy: Policy) -> float:
-        return float(multiple_choice.summarise(self.answer(policy))["accuracy"])
+        return float(benchmarks.summarise(self.answer(policy))["accuracy"])
 
     def ask(self, after: str, policy: Policy, unchanged: bool = False) -> None:
         """Asks everything, and writes the answers; `unchanged`: they are those of the stage before.
@@ -62,15 +62,15 @@ class Progression:
         """What came of the questions after a stage, against the base and the stage before it."""
         answers = self.answers[after]
         measured = Measured(
-            summary=multiple_choice.summarise(answers, self.unclean),
-            cost=multiple_choice.cost(answers),
+            summary=benchmarks.summarise(answers, self.unclean),
+            cost=benchmarks.cost(answers),
             forgetting=forgetting.summarise(self.known[BASE], self.known[after]),
         )
         if after != BASE:
             names = list(self.answers)
             base, before = (self.answers[n] for n in (BASE, names[names.index(after) - 1]))
-            measured.against_base = multiple_choice.compare(base, answers, self.unclean)
-            measured.against_before = multiple_choice.compare(before, answers, self.unclean)
+            measured.against_base = benchmarks.compare(base, answers, self.unclean)
+            measured.against_before = benchmarks.compare(before, answers, self.unclean)
         return measured
 
     def opened(self, reward: RewardModel | None, policy: Policy) -> Mapping[str, dict[str, Any]]:

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import NamedTuple
+
+from scipy import stats
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -15,7 +18,7 @@ class Interval(NamedTuple):
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> Interval:
+def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
     """The score interval of a proportion (Wilson 1927).
 
     It stays inside [0, 1] and has a width at 0 and at all successes, too. 281 of 1301 gives
@@ -30,8 +33,32 @@ def wilson(successes: int, trials: int, z: float = Z95) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
+def score_interval(scores: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of scores from 0 to 1, over the rows that they are of.
+
+    Wilson's where all are 0 or 1, else Student's t, held inside [0, 1]. Scores that are all alike,
+    or a single one, show no spread: theirs is Wilson's about the mean, which is wide enough for any
+    scores, for none spread more than zeros and ones do. 0.2, 0.4 and 0.6 give 0.4 -+ 4.303 x 0.2 /
+    sqrt(3), cut off at 0. Raises ValueError where there are no scores.
+    """
+    total, trials = sum(scores), len(scores)
+    if trials < 2 or _binary(scores) or len(set(scores)) == 1:
+        return wilson(min(total, trials), trials)
+    low, high = _t_interval(scores)
+    return Interval(max(0.0, low), min(1.0, high))
+
+
+def _binary(scores: Sequence[float]) -> bool:
+    return all(score in (0, 1) for score in scores)
+
+
+def _t_interval(values: Sequence[float]) -> Interval:
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return Interval(fmean(values) - half, fmean(values) + half)
+
+
 class Paired(NamedTuple):
-    """Two models on the same questions: `gained` are right in the second alone."""
+    """Two models on the same questions: `gained` score higher in the second, `lost` lower."""
 
     gained: int
     lost: int
@@ -39,6 +66,7 @@ class Paired(NamedTuple):
     difference: float
     interval: Interval
     p_value: float
+    test: str = "exact McNemar"
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
@@ -53,6 +81,39 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     gained = sum(b and not a for a, b in zip(before, after, strict=True))
     lost = sum(a and not b for a, b in zip(before, after, strict=True))
     return _discordant(gained, lost, len(before))
+
+
+def paired_scores(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Difference in the mean of these two models' scores from 0 to 1, with interval and test.
+
+    Where all scores are 0 or 1 they are right and wrong answers, and it is `paired`, with the exact
+    McNemar test. Else interval and p-value are those of the paired t test, over the rows. Where
+    every row gains as much as the others there is no spread to test by: it is `paired` by gained
+    and lost rows, with the interval scaled to that gain. Raises ValueError where the lengths
+    differ.
+    """
+    if len(before) != len(after) or not before:
+        raise ValueError(f"{len(before)} and {len(after)} answers cannot be paired")
+    if _binary(before) and _binary(after):
+        return paired([score == 1 for score in before], [score == 1 for score in after])
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    gained, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    signs = _discordant(gained, lost, len(gains))
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    if error <= 1e-12:  # equal but for rounding
+        scale = abs(fmean(gains)) or 1.0
+        interval = Interval(*(scale * edge for edge in signs.interval))
+        return signs._replace(difference=fmean(gains), interval=interval, test="exact sign")
+    low, high = _t_interval(gains)
+    return Paired(
+        gained,
+        lost,
+        len(gains),
+        fmean(gains),
+        Interval(max(-1.0, low), min(1.0, high)),
+        2 * float(stats.t.sf(abs(fmean(gains)) / error, len(gains) - 1)),
+        "paired t",
+    )
 
 
 class WinRate(NamedTuple):

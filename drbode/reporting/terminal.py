@@ -36,6 +36,8 @@ def show_plan(plan: Mapping[str, str]) -> None:
 def benchmark(asked: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
     """Which questions are asked, and how, in one line."""
     text = f"{asked.path}, {counts['questions']} questions, {asked.protocol}"
+    if asked.scorer:
+        text += f", scored by {asked.scorer}"
     if examples := counts["examples"]:
         text += f", {asked.num_fewshot} examples ({asked.fewshot_choice} of {examples['pool']}"
         shared = examples["shared"]
@@ -98,7 +100,8 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
     table.add_column("after")
     table.add_column("questions")
     table.add_column("", justify="right")
-    table.add_column("accuracy, %", no_wrap=True)
+    scorer = next(iter(results.values())).summary.get("scorer")
+    table.add_column("accuracy, %" if scorer is None else "score, %", no_wrap=True)
     if written:
         table.add_column("no answer, %", justify="right", min_width=6)
         table.add_column("stopped, %", justify="right", min_width=8)
@@ -120,10 +123,15 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
             table.add_row(*cells, end_section=number == len(parts) - 1)
     console.print(table)
     whole = next(iter(results.values())).summary
-    console.print(
-        f"[95 % interval]. Chance is {100 * whole['chance']:.1f}, always the longest alternative "
-        f"{100 * whole['floor_longest']:.1f}."
-    )
+    floors = ""
+    if whole["chance"] is not None:
+        floors = (
+            f" Chance is {100 * whole['chance']:.1f}, always the longest alternative "
+            f"{100 * whole['floor_longest']:.1f}."
+        )
+    console.print(f"[95 % interval].{floors}")
+    if scorer is not None:
+        console.print(f"An answer's score, from 0 to 100 %, is from {scorer}.", markup=False)
     if written:
         console.print("No answer counts as wrong; stopped: ended its turn before the limit.")
     else:
@@ -136,13 +144,20 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
             console.print(f"{name}: {count} questions had no room for {lost} of their examples.")
     if len(results) > 1:
         console.print(
-            "Difference and p (exact McNemar) compare these two models on these questions, not "
-            "the methods that made them: for that, run several seeds."
+            f"Difference and p ({_tests(results)}) compare these two models on these questions, "
+            "not the methods that made them: for that, run several seeds."
         )
     if whole.get("clean"):
         console.print("clean: the questions that stand in no training row.")
     if whole["prompts_cut"]:
         console.print(f"{whole['prompts_cut']} questions were too long and lost their start.")
+
+
+def _tests(results: Mapping[str, Measured]) -> str:
+    """The tests that the differences to the base are held by."""
+    compared = [result.against_base for result in results.values()]
+    tests = [pair["test"] for parts in compared if parts for pair in parts.values()]
+    return " or ".join(dict.fromkeys(tests))
 
 
 def show_forgetting(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -205,6 +220,9 @@ def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
         ]
         table.add_row(after, *cells)
     console.print(table)
+    for scorer in next(iter(summaries.values())).get("scores") or ():
+        each = ", ".join(f"{name} {s['scores'][scorer]:.3f}" for name, s in summaries.items())
+        console.print(f"Mean score by {scorer}: {each}", markup=False)
     for name, result in results.items():
         for other, pair in result["against"].items():
             for by, rate in pair["win_rate"].items():
@@ -239,7 +257,11 @@ def show_side_by_side(table: Path, prompts: int = 3) -> None:
             right = row.pop("right")
             if right:
                 console.print(Text(f"right: {right}", style="dim"))
+            # What scorers of the user's gave stands under `MODEL, module:function`.
+            scores = {name: row.pop(name) for name in list(row) if ", " in name}
             console.print(columns(row))
+            for name, score in scores.items():
+                console.print(Text(f"{name}: {score}", style="dim"))
 
 
 def held_out(stage: str, measures: Mapping[str, float]) -> str:

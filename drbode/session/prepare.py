@@ -11,7 +11,8 @@ from drbode.data.contamination import DROPPED, Check
 from drbode.data.curation import Curation
 from drbode.data.prompts import Renderer
 from drbode.data.splits import Split, StageRows, longest_row, note_dropped
-from drbode.evaluation import forgetting, multiple_choice, open_answers
+from drbode.evaluation import forgetting, open_answers
+from drbode.evaluation.benchmarks import load_benchmark
 from drbode.evaluation.open_answers import Interview, OpenPrompts
 from drbode.evaluation.progression import Progression
 from drbode.models import machine as machines
@@ -43,14 +44,14 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
 
     `config` is resolved. Raises BadInput for what is not to be had, malformed, or does not fit.
     """
-    machine = machines.resolve(config.trainer, config.model, config.method)
+    machine = machines.resolve(config.trainer, config.model, config.traits)
     blocks = {
-        stage: replace(block, optimizer=machine.optimizer(stage, block, config.method))
+        stage: replace(block, optimizer=machine.optimizer(stage, block, config.traits))
         for stage, block in config.blocks().items()
     }
     _refuse_other_method(config)
-    benchmark = multiple_choice.load_benchmark(config.benchmark, config.data.conditions)
-    check = Check(benchmark.questions, config.contamination.action)
+    benchmark = load_benchmark(config.benchmark, config.data.conditions)
+    check = Check(benchmark.rows, config.contamination.action)
     curation = {stage: Curation(own, config.seed) for stage, own in _curated(blocks).items()}
     splits = _rows(config, blocks, check, curation, cache_of(run))
     _refuse_contaminated(check, run.folder)
@@ -71,7 +72,13 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
         general=general,
         interview=None
         if prompts is None
-        else Interview(prompts, machine, config.open.max_new_tokens, config.benchmark.max_tokens),
+        else Interview(
+            prompts,
+            machine,
+            config.open.max_new_tokens,
+            config.benchmark.max_tokens,
+            config.open.scorer,
+        ),
         renderer=renderer,
         machine=machine,
         folder=run.folder,

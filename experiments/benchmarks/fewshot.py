@@ -43,7 +43,7 @@ from drbode.config import BODINHO, BenchmarkConfig, EvaluateConfig, build, compo
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Question
-from drbode.evaluation import multiple_choice
+from drbode.evaluation import benchmarks, multiple_choice
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine, keep_memory
 from drbode.trees import Tree, pack, within
@@ -77,7 +77,7 @@ class Models:
 
     def drbode(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
         machine = Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
-        answers = multiple_choice.answer(self.policy, self.renderer, questions, asked, machine)
+        answers = benchmarks.answer(self.policy, self.renderer, questions, asked, machine)
         return [answer.letter for answer in answers]
 
     def trees(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
@@ -171,11 +171,11 @@ class Asked:
 
     @classmethod
     def load(cls, models: Models, asked: BenchmarkConfig) -> "Asked":
-        benchmark = multiple_choice.load_benchmark(asked)
+        benchmark = benchmarks.load_benchmark(asked)
         renderer = models.renderer
         render = renderer.letter if asked.protocol == "letter" else renderer.alternatives
         # Dropped here, so that no arm has to find out in its time what fits.
-        put = [multiple_choice._ask(q, render, asked.fewshot_overflow) for q in benchmark.questions]
+        put = [multiple_choice._ask(q, render, asked.fewshot_overflow) for q in benchmark.rows]
         tokens = statistics.mean(one.tree.tokens for one in put)
         return cls(asked, [one.question for one in put], benchmark.digest, tokens)
 

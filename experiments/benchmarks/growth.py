@@ -86,7 +86,7 @@ def asked(curve: str, value: int, folder: Path, began: float) -> Point:
 
     from drbode.config import BenchmarkConfig, EvaluateConfig, build, compose
     from drbode.data.prompts import Renderer
-    from drbode.evaluation import multiple_choice
+    from drbode.evaluation import benchmarks, multiple_choice
     from drbode.models.base import Policy, bodinho_folder
     from drbode.models.machine import Machine, keep_memory
 
@@ -97,7 +97,7 @@ def asked(curve: str, value: int, folder: Path, began: float) -> Point:
     if curve == "shots of its own":
         words.append("benchmark.fewshot_choice=random")
     config: BenchmarkConfig = build(EvaluateConfig, compose("evaluate", words)).benchmark
-    questions = multiple_choice.load_benchmark(config).questions
+    questions = benchmarks.load_benchmark(config).rows
     if curve == "alternatives":
         texts = list(dict.fromkeys(t for q in questions for t in q.alternatives.values()))
         questions = [replace(q, alternatives=_more(q, texts, value)) for q in questions]
@@ -108,12 +108,12 @@ def asked(curve: str, value: int, folder: Path, began: float) -> Point:
     )
     renderer = Renderer(policy.tokenizer, policy.context)
     machine = Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
-    multiple_choice.answer(policy, renderer, questions[:8], config, machine)
+    benchmarks.answer(policy, renderer, questions[:8], config, machine)
     setting = harness.Setting("small", "cpu", "lora", 16, len(questions), 1, None, None)
     clock = harness.Clock(setting, began)
     clock.loaded()
     clock.start()
-    answers = multiple_choice.answer(policy, renderer, questions, config, machine)
+    answers = benchmarks.answer(policy, renderer, questions, config, machine)
     clock.step_done()
     peak = clock.peak_gib
     trees = [

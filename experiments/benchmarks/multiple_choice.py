@@ -36,7 +36,7 @@ from drbode.config import BODINHO, BenchmarkConfig, EvaluateConfig, build, compo
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.rows import parse_question
-from drbode.evaluation import multiple_choice
+from drbode.evaluation import benchmarks
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine, keep_memory
 
@@ -96,7 +96,7 @@ class Arms:
         return self._drbode("letter", rows)
 
     def _drbode(self, protocol: str, rows: Rows) -> Letters:
-        answers = multiple_choice.answer(
+        answers = benchmarks.answer(
             self.policy,
             Renderer(self.policy.tokenizer, self.policy.context),
             [parse_question(fields, where) for where, fields in rows],

@@ -12,7 +12,7 @@ from drbode.config import BadInput, TrainConfig
 from drbode.data import sources
 from drbode.data.prompts import Renderer
 from drbode.data.splits import StageRows
-from drbode.evaluation.multiple_choice import load_benchmark
+from drbode.evaluation.benchmarks import load_benchmark
 from tests.data.test_steps import Words
 
 CHAT = [{"role": "user", "content": "febre?"}, {"role": "assistant", "content": "dengue."}]
@@ -87,7 +87,7 @@ def test_what_is_asked_of_the_benchmark_wins_over_the_group() -> None:
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 def test_the_benchmark_drops_what_is_null_empty_or_blank(kind: str, tmp_path: Path) -> None:
     path = hub(tmp_path / "bench", QUESTIONS, kind)
-    found = load_benchmark(asked(f"benchmark.path={path}").benchmark).questions
+    found = load_benchmark(asked(f"benchmark.path={path}").benchmark).rows
     assert [list(q.alternatives) for q in found] == [list("ABCD")] * 3 + [list("ABCDE")]
     assert [q.blank for q in found] == [{"E": "None"}, {"E": ""}, {"E": ""}, {}]
     assert [q.answer for q in found] == ["B", "B", "B", "E"]

@@ -20,12 +20,12 @@ from drbode import config
 from drbode.config import BadInput, BenchmarkConfig, names
 from drbode.data.prompts import Renderer
 from drbode.evaluation import multiple_choice
-from drbode.evaluation.multiple_choice import Answer, answer, cost, load_benchmark, summarise
+from drbode.evaluation.benchmarks import answer, cost, load_benchmark, summarise
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
-PROTOCOLS = names(config.PROTOCOLS, of_runs=True)
+PROTOCOLS = names(config.PROTOCOLS, reads="question")
 QUESTIONS = 16
 
 
@@ -59,13 +59,13 @@ def policy(request: pytest.FixtureRequest) -> Policy:
     return Policy(network(own).eval(), tokenizer)
 
 
-def answered(policy: Policy, length: int = 1024, **changes: Any) -> list[Answer]:
+def answered(policy: Policy, length: int = 1024, **changes: Any) -> list[Any]:
     own = settings(**changes)
     renderer = Renderer(policy.tokenizer, length)
-    return answer(policy, renderer, load_benchmark(own).questions, own, CPU)
+    return answer(policy, renderer, load_benchmark(own).rows, own, CPU)
 
 
-def same(some: list[Answer], others: list[Answer]) -> None:
+def same(some: list[Any], others: list[Any]) -> None:
     assert [a.letter for a in some] == [a.letter for a in others]
     assert [a.written for a in some] == [a.written for a in others]
     for one, other in zip(some, others, strict=True):

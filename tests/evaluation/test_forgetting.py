@@ -79,7 +79,7 @@ def test_forgetting_is_the_accuracy_lost(policy: Policy) -> None:
     assert general.as_dict()["questions"] > 100
     few = replace(
         general,
-        questions=replace(general.questions, questions=general.questions.questions[:12]),  # type: ignore
+        questions=replace(general.questions, rows=general.questions.rows[:12]),  # type: ignore
         documents=general.documents[:3],
     )
     known = measure(policy, renderer, few)

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from drbode import config
 from drbode.config import BadInput, EvaluateConfig, LaboratoryConfig, build, compose, names
 from drbode.data.prompts import Renderer
-from drbode.evaluation.multiple_choice import Answer, answer, compare, load_benchmark, summarise
+from drbode.evaluation.benchmarks import answer, compare, load_benchmark, summarise
+from drbode.evaluation.multiple_choice import Choice
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.machine import Machine
@@ -18,7 +19,7 @@ CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 WORDS = ("benchmark.questions=40", "benchmark.max_new_tokens=8")
 BODINHO = build(EvaluateConfig, compose("evaluate", WORDS)).benchmark
 LABORATORY = LaboratoryConfig("default")
-PROTOCOLS = names(config.PROTOCOLS, of_runs=True)
+PROTOCOLS = names(config.PROTOCOLS, reads="question")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,10 @@ def parts() -> tuple[Policy, Renderer, Any]:
     torch.manual_seed(0)
     shape = Qwen3Config.from_pretrained(bodinho_folder(), num_hidden_layers=1)
     policy = Policy(Qwen3ForCausalLM(shape), tokenizer)
-    return policy, Renderer(tokenizer, 2048), load_benchmark(BODINHO, LABORATORY).questions
+    return policy, Renderer(tokenizer, 2048), load_benchmark(BODINHO, LABORATORY).rows
 
 
-def by(parts: Any, protocol: Any, count: int, max_tokens: int = 4096) -> list[Answer]:
+def by(parts: Any, protocol: Any, count: int, max_tokens: int = 4096) -> list[Any]:
     policy, renderer, questions = parts
     config = replace(BODINHO, protocol=protocol, max_tokens=max_tokens)
     return answer(policy, renderer, questions[:count], config, CPU)
@@ -111,13 +112,13 @@ def test_a_written_answer_is_what_the_model_writes_after_the_prompt(
         assert found.scores is found.probabilities is None
 
 
-def given(questions: Any, right: list[bool]) -> list[Answer]:
+def given(questions: Any, right: list[bool]) -> list[Any]:
     answers = []
     for question, ok in zip(questions, right, strict=True):
         letters = list(question.alternatives)
         chosen = question.answer if ok else next(k for k in letters if k != question.answer)
         scores = {k: 50.0 * (k == chosen) for k in letters}
-        answers.append(Answer(question, chosen, cut=False, scores=scores))
+        answers.append(Choice(question, chosen, scores))
     return answers
 
 
@@ -141,7 +142,7 @@ def test_the_summary_counts_whole_and_parts(parts: Any) -> None:
 def test_no_answer_is_wrong_and_chance_stays(parts: Any) -> None:
     _, _, questions = parts
     answers = [
-        Answer(q, q.answer if i < 10 else None, False, written="Não sei", stopped=i < 30)
+        Choice(q, q.answer if i < 10 else None, written="Não sei", stopped=i < 30)
         for i, q in enumerate(questions)
     ]
     summary = summarise(answers)

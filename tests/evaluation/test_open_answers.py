@@ -187,6 +187,38 @@ def test_what_an_interview_leaves(policy: Policy, prompts: OpenPrompts, tmp_path
     ]
 
 
+def test_a_scorer_of_the_users_stands_beside_the_rules(
+    policy: Policy, prompts: OpenPrompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_open.py").write_text(
+        "def length(prompts, answers, references):\n"
+        "    return [len(a) + (r is not None) for a, r in zip(answers, references, strict=True)]\n"
+        "def none(prompts, answers, references):\n"
+        "    return [float('nan')] * len(answers)\n"
+    )
+    name = "my_open:length"
+    interview = Interview(prompts, CPU, 3, 100, name)
+    interview.ask("one", policy)
+    interview.ask("two", policy)
+    lengths = [len(one.written) + 1 for one in interview.answers["two"]]
+    assert [one.scores[name] for one in interview.answers["two"]] == lengths
+    interview.score(RewardModel({}, torch.ones(policy.model.config.hidden_size)), policy)
+    found = progression(interview.answers)
+    assert found["one"]["summary"]["scores"] == {name: sum(lengths) / len(lengths)}
+    assert found["two"]["against"]["one"]["win_rate"].keys() == {"gold", "reward", name}
+    assert found["two"]["against"]["one"]["win_rate"][name]["ties"] == len(lengths)
+    interview.write(tmp_path)
+    with (tmp_path / "side_by_side.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[-2:] == [f"one, {name}", f"two, {name}"]
+    assert [float(row[f"two, {name}"]) for row in table] == lengths
+    with pytest.raises(BadInput, match=r"open.scorer: my_open:none gave nan for answer 1"):
+        Interview(prompts, CPU, 3, 100, "my_open:none").ask("one", policy)
+    with pytest.raises(BadInput, match=r"benchmark.scorer: my_open:gone could not be imported"):
+        Interview(prompts, CPU, 3, 100, "my_open:gone", "benchmark.scorer")
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -9,6 +9,8 @@ from drbode.evaluation.statistics import (
     expected_calibration_error,
     mcnemar_exact,
     paired,
+    paired_scores,
+    score_interval,
     wilson,
     win_rate,
 )
@@ -45,6 +47,46 @@ def test_paired_by_hand() -> None:
     # p12 = 9/102, p21 = 3/102: 6/102 +- 1.96 sqrt((12/102 - (6/102)^2) / 102)
     assert found.interval == pytest.approx((-0.00674, 0.12439), abs=2e-5)
     assert found.p_value == pytest.approx(0.109375)
+
+
+def test_scores_of_0_and_1_are_a_proportion() -> None:
+    assert score_interval([1, 0, 0, 1, 0]) == wilson(2, 5)
+    before, after = [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]
+    assert paired_scores(before, after) == paired([True, False, False], [True, True, False])
+
+
+def test_the_interval_of_scores_by_hand_and_inside_its_bounds() -> None:
+    # 0.4 -+ 4.303 x 0.2 / sqrt(3) = 0.4 -+ 0.4968
+    assert score_interval([0.2, 0.4, 0.6]) == pytest.approx((0.0, 0.89683), abs=1e-5)
+    assert score_interval([0.3, 0.4, 0.5]) == pytest.approx((0.151586, 0.648414), abs=1e-6)
+    assert score_interval([0.5]) == wilson(0.5, 1)  # one score, or equal ones, show no spread
+    assert score_interval([0.1] * 10) == pytest.approx(wilson(1, 10))
+    with pytest.raises(ValueError, match="no proportion"):
+        score_interval([])
+
+
+def test_paired_scores_equal_scipys_paired_t_test() -> None:
+    before, after = [0.1, 0.5, 0.25, 1.0, 0.0], [0.2, 0.4, 0.75, 1.0, 0.5]
+    found, test = paired_scores(before, after), stats.ttest_rel(after, before)
+    assert (found.gained, found.lost, found.trials, found.test) == (3, 1, 5, "paired t")
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert found.interval == pytest.approx(tuple(test.confidence_interval()))
+    back = paired_scores(after, before)
+    assert (back.difference, back.p_value) == pytest.approx((-found.difference, found.p_value))
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_scores([0.5], [0.5, 0.5])
+
+
+def test_rows_that_all_gain_alike_are_tested_by_their_signs() -> None:
+    found = paired_scores([0.1] * 6, [0.3] * 6)
+    assert found.difference == pytest.approx(0.2)
+    assert found.p_value == pytest.approx(stats.binomtest(6, 6).pvalue)
+    assert found.interval == pytest.approx(
+        tuple(0.2 * edge for edge in paired([False] * 6, [True] * 6).interval)
+    )
+    same = paired_scores([0.3] * 4, [0.3] * 4)
+    assert (same.difference, same.p_value, same.test) == (0, 1, "exact sign")
+    assert same.interval == paired([True] * 4, [True] * 4).interval
 
 
 def test_a_win_rate_by_hand() -> None:

@@ -512,7 +512,7 @@ def test_every_type_that_is_offered_can_be_trained(
 ) -> None:
     policy = network_of("qwen3", None)
     plain = generated(policy)
-    start_logps = policy.logps(**BATCH.inputs()).detach()
+    start_logps = policy.logps(BATCH).detach()
     config = tuned(kind, SMALL.get(kind))
     wrap(policy, config.tuning())
     policy.network.eval()
@@ -525,7 +525,7 @@ def test_every_type_that_is_offered_can_be_trained(
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
     assert not torch.equal(generated(policy), before)
-    under = policy.under(start, lambda: policy.logps(**BATCH.inputs()))
+    under = policy.under(start, lambda: policy.logps(BATCH))
     torch.testing.assert_close(under, start_logps, atol=near, rtol=0)
     with policy.network.disable_adapter():
         assert torch.equal(generated(policy), plain)

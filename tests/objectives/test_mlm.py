@@ -25,7 +25,7 @@ from drbode.data.masking import (
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Text, parse_question
 from drbode.data.splits import Ledger, Split
-from drbode.evaluation import multiple_choice
+from drbode.evaluation import benchmarks
 from drbode.models.base import Policy, load_policy, shipped_folder
 from drbode.models.machine import Machine
 from drbode.models.methods import wrap
@@ -444,9 +444,7 @@ def test_an_encoder_answers_by_the_mean_logp_of_an_alternative() -> None:
     benchmark = asked("stages=mlm", "model=bertinho", "method=full").benchmark
     tokenizer = made.tokenizer
     for limit in (64, 12):
-        (answer,) = multiple_choice.answer(
-            made, Renderer(tokenizer, limit), [question], benchmark, CPU
-        )
+        (answer,) = benchmarks.answer(made, Renderer(tokenizer, limit), [question], benchmark, CPU)
         assert answer.cut == (limit == 12)
         assert answer.scores is not None
         for letter, text in question.alternatives.items():
@@ -466,7 +464,7 @@ def test_an_encoder_answers_by_the_mean_logp_of_an_alternative() -> None:
             assert answer.scores[letter] == pytest.approx(sum(logps) / len(own), abs=1e-5)
         assert answer.letter == max(answer.scores, key=answer.scores.__getitem__)
     with pytest.raises(BadInput, match="too long for the model's 5 tokens"):
-        multiple_choice.answer(made, Renderer(tokenizer, 5), [question], benchmark, CPU)
+        benchmarks.answer(made, Renderer(tokenizer, 5), [question], benchmark, CPU)
 
 
 # --- doors --------------------------------------------------------------------------------------

@@ -204,6 +204,20 @@ def example_questions(conditions: Conditions = "default") -> Rows:
     return list(_questions(others, wordings, "validation"))
 
 
+def references(split: str, conditions: Conditions = "default") -> Rows:
+    """The benchmark's questions, to be answered in writing: each with the text of its answer."""
+    return [_reference(row) for row in questions(split, conditions)]
+
+
+def general_references() -> Rows:
+    """Likewise of the general questions."""
+    return [_reference(row) for row in general_questions()]
+
+
+def _reference(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": row["enunciado"], "reference": row["alternativas"][row["resposta"]]}
+
+
 def general_questions() -> Rows:
     """Questions on general facts, in wordings that the base model was not trained on."""
     facts, wordings = general()
@@ -248,6 +262,11 @@ QUESTIONS: dict[str, Maker] = {
     "validation": partial(questions, "validation"),
     "general": _whichever(general_questions),
     "examples": example_questions,
+}
+REFERENCES: dict[str, Maker] = {
+    "test": partial(references, "test"),
+    "validation": partial(references, "validation"),
+    "general": _whichever(general_references),
 }
 
 
