@@ -66,8 +66,11 @@ def _attach(model: Any, adapter: peft.PeftConfig, tuning: Tuning) -> peft.PeftMo
             f"{key}: {kind} with these options changes the head or the embeddings, which are one "
             "tensor in tied models; leave them out of what it is put on"
         )
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+    trains = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trains:
         raise BadInput(f"{key}: {kind} finds nothing in the model to train; choose another method")
+    for parameter in trains:  # in fp32, also what peft copies from a base in bf16
+        parameter.data = parameter.data.float()
     return network
 
 

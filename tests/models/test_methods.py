@@ -538,6 +538,18 @@ def test_every_type_that_is_offered_can_be_trained(
     torch.testing.assert_close(logits(again), generated(policy), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["IA3", "VERA", "LN_TUNING"])
+def test_on_a_base_in_bf16_it_trains_in_fp32(kind: str, family: str) -> None:
+    policy = Policy(tiny(family).to(torch.bfloat16), None)
+    wrap(policy, tuned(kind).tuning())
+    with Machine("cpu", "bf16-mixed", "bf16", "sdpa", 1).autocast():
+        (-policy.logps(**BATCH.inputs()).sum()).backward()
+    for name, parameter in policy.trainable().items():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad is not None, name
+
+
 def test_every_type_of_peft_is_offered_or_has_a_reason() -> None:
     for kind in PEFT_TYPE_TO_CONFIG_MAPPING:
         if kind.value not in tuners.types():
