@@ -103,10 +103,10 @@ def test_a_written_answer_is_what_the_model_writes_after_the_prompt(
             )[0, len(tree.prompt) :].tolist()
         text = renderer.tokenizer.decode(ids, skip_special_tokens=True)
         rule = {
-            "generate": lambda text: stated_letter(text, list("ABCDE")),
-            "chapter": first_letter,
+            "generate": lambda text, offered: stated_letter(text, offered),
+            "chapter": lambda text, _: first_letter(text),
         }
-        assert found.letter == rule[protocol](text)
+        assert found.letter == rule[protocol](text, question.alternatives)
         assert found.written == found.as_row()["written"] == text
         assert found.stopped == (ids[-1] == renderer.turn_end[1])
         assert found.scores is found.probabilities is None
