@@ -127,7 +127,7 @@ def answer(
     began = time.perf_counter()
     traits = config.traits
     name = traits.function if policy.kind == "decoder" else traits.encoder_function
-    assert name is not None, "encoders are asked by what asks them, one of the rules"
+    assert name is not None, "an encoder is asked by no other protocol, one of the rules"
     answers: list[Answer] = _function(name)(policy, renderer, rows, config, machine)
     share = (time.perf_counter() - began) / max(len(answers), 1)
     return [replace(one, seconds=share) for one in answers]

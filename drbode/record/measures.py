@@ -61,12 +61,16 @@ def measured_last(measures: Mapping[str, float]) -> dict[str, float]:
 
 
 def of_open(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in a summary of open answers: shares, and the means of lengths and scores."""
+    """The numbers in a summary of open answers: shares, and the means of lengths and scores.
+
+    Those by scorers of the user's stand under `module:function`.
+    """
     values = {
         "proxy" if name == "score" else name: value["share"] if isinstance(value, dict) else value
         for name, value in summary.items()
-        if name != "prompts"
+        if name not in ("prompts", "scores")
     }
+    values |= summary.get("scores") or {}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

@@ -156,7 +156,10 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
 def _tests(results: Mapping[str, Measured]) -> str:
     """The tests that the differences to the base are held by."""
     compared = [result.against_base for result in results.values()]
-    tests = [pair["test"] for parts in compared if parts for pair in parts.values()]
+    # Records of before there were scores between 0 and 1 do not say it.
+    tests = [
+        pair.get("test", "exact McNemar") for parts in compared if parts for pair in parts.values()
+    ]
     return " or ".join(dict.fromkeys(tests))
 
 

@@ -205,15 +205,15 @@ def test_a_scorer_is_given_prompts_answers_and_references(policy: Policy) -> Non
     rows = [{"prompt": "Qual é a capital?", "reference": "r"}, {"prompt": "E o agente da dengue?"}]
     benchmark = written(rows, "benchmark.scorer=my_scorers:seen")
     renderer = Renderer(policy.tokenizer, policy.context)
-    found = answer(policy, renderer, load_benchmark(benchmark).rows, benchmark, CPU)
-    import my_scorers  # type: ignore[import-not-found]
+    results = answer(policy, renderer, load_benchmark(benchmark).rows, benchmark, CPU)
+    import my_scorers  # type: ignore[import-not-results]
 
     prompts, answers, references = my_scorers.seen.was
     assert prompts == [row["prompt"] for row in rows]
-    assert answers == [one.written for one in found]
+    assert answers == [one.written for one in results]
     assert references == ["r", None]
-    assert [one.score for one in found] == [0.25, 0.25]
-    for prompt, one in zip(prompts, found, strict=True):
+    assert [one.score for one in results] == [0.25, 0.25]
+    for prompt, one in zip(prompts, results, strict=True):
         ids = renderer.prompt([Message("user", prompt)])
         with policy.generating() as network, torch.no_grad():
             options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
@@ -224,15 +224,15 @@ def test_a_scorer_is_given_prompts_answers_and_references(policy: Policy) -> Non
         assert one.tokens == len(ids) + len(new) + one.stopped
     one_by_one = replace(benchmark, max_tokens=1)
     again = answer(policy, renderer, load_benchmark(benchmark).rows, one_by_one, CPU)
-    assert [one.written for one in again] == [one.written for one in found]
+    assert [one.written for one in again] == [one.written for one in results]
 
 
 def test_numbers_of_any_kind_are_taken_and_lists_may_be_changed() -> None:
     def scores(name: str, highest: float = 1) -> list[float]:
         answers = ["a.", "b"]
-        found = scores_of(f"my_scorers:{name}", "k", ["p", "q"], answers, [None] * 2, highest)
+        values = scores_of(f"my_scorers:{name}", "k", ["p", "q"], answers, [None] * 2, highest)
         assert answers == ["a.", "b"]
-        return found
+        return values
 
     assert scores("ends") == [1.0, 0.0]
     assert scores("clears") == [1.0, 1.0]
@@ -279,11 +279,11 @@ def test_it_is_another_benchmark_when_the_scorers_code_changes() -> None:
 
 
 def test_right_and_wrong_answers_are_counted_as_in_multiple_choice() -> None:
-    before, after = given([1, 0, 0, 1]), given([1, 1, 1, 0], ["x", " ", "", "y"])
+    before, after = given([1, 0, 0, 1]), given([1, 1, 1, 0], ["x", " ", "", ""])
     summary = summarise(after)
     assert (summary["accuracy"], summary["correct"], summary["questions"]) == (0.75, 3, 4)
     assert summary["interval"] == list(wilson(3, 4))
-    assert (summary["unanswered"], summary["stop_rate"]) == (0.5, 1)
+    assert (summary["unanswered"], summary["stop_rate"]) == (0.75, 1)
     assert (
         summary["chance"] is summary["floor_longest"] is summary["ece"] is summary["brier"] is None
     )

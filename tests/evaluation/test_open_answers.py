@@ -32,6 +32,7 @@ from drbode.evaluation.open_answers import (
 from drbode.models.base import Policy, bodinho_folder
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.record import of_open
 from drbode.session.prepare import open_prompts
 from tests.conftest import asked
 
@@ -206,6 +207,8 @@ def test_a_scorer_of_the_users_stands_beside_the_rules(
     interview.score(RewardModel({}, torch.ones(policy.model.config.hidden_size)), policy)
     found = progression(interview.answers)
     assert found["one"]["summary"]["scores"] == {name: sum(lengths) / len(lengths)}
+    assert of_open(found["one"]["summary"])[name] == sum(lengths) / len(lengths)
+    assert "scores" not in of_open(summarise(said(CURT)))
     assert found["two"]["against"]["one"]["win_rate"].keys() == {"gold", "reward", name}
     assert found["two"]["against"]["one"]["win_rate"][name]["ties"] == len(lengths)
     interview.write(tmp_path)

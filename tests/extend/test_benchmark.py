@@ -123,3 +123,21 @@ def test_it_is_another_evaluation_when_the_scorer_changes(folder: Path) -> None:
     after, record, _ = door("evaluate", "benchmark.questions=2", cwd=folder)
     assert before.name != after.name
     assert record["result"]["summary"]["accuracy"] == 0
+
+
+def test_open_answers_of_a_run_get_a_score_of_ones_own_beside_the_rules(folder: Path) -> None:
+    words = ["stages=dpo", "dpo.steps=2", "dpo.data.rows=8", "dpo.data.validation_rows=4"]
+    words += ["open.prompts=4", "open.max_new_tokens=6", "open.scorer=capitals:brevity"]
+    words += ["dpo.kl_prompts=0", "logger=csv", "trainer.progress=false"]
+    run, record, said = door("train", *NO_GENERAL, *words, cwd=folder)
+    rows = [json.loads(line) for line in (run / "open" / "dpo.jsonl").open()]
+    scores = [row["scores"]["capitals:brevity"] for row in rows]
+    summary = record["stages"]["dpo"]["open"]["summary"]
+    assert summary["scores"] == {"capitals:brevity": pytest.approx(sum(scores) / 4)}
+    assert record["measures"]["dpo/capitals:brevity"] == pytest.approx(sum(scores) / 4)
+    against = record["stages"]["dpo"]["open"]["against"]["base"]["win_rate"]
+    assert against.keys() == {"gold", "capitals:brevity"}
+    assert "Mean score by capitals:brevity: base " in said
+    with (run / "open" / "side_by_side.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["dpo, capitals:brevity"]) for row in table] == scores
