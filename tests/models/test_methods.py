@@ -544,7 +544,7 @@ def test_on_a_base_in_bf16_it_trains_in_fp32(kind: str, family: str) -> None:
     policy = Policy(tiny(family).to(torch.bfloat16), None)
     wrap(policy, tuned(kind).tuning())
     with Machine("cpu", "bf16-mixed", "bf16", "sdpa", 1).autocast():
-        (-policy.logps(**BATCH.inputs()).sum()).backward()
+        (-policy.logps(BATCH).sum()).backward()
     for name, parameter in policy.trainable().items():
         assert parameter.dtype == torch.float32, name
         assert parameter.grad is not None, name
