@@ -364,7 +364,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     sums = MLMModule.sums
 
     def stops(self: Any, batch: Any) -> Any:
-        if self.optimizer_steps == 7:
+        if self.progress.steps == 7:
             raise RuntimeError("the power goes out")
         return sums(self, batch)
 

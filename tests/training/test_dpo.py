@@ -266,10 +266,10 @@ def test_without_held_out_pairs_the_last_training_pairs_are_looked_at() -> None:
     made = dpo.DPOModule(
         policy(), "dpo", dpo_stage(), steps=1, step_offset=0, machine=CPU, end=1, prompts=[]
     )
-    made.train_metrics = {"chosen_gain_a_token": -0.51, "reward_accuracy": 1.0}
+    made.progress.train = {"chosen_gain_a_token": -0.51, "reward_accuracy": 1.0}
     (said,) = made.warnings()
     assert "on training pairs the chosen answers are 0.51 nats" in said
-    made.train_metrics["chosen_gain_a_token"] = -0.5
+    made.progress.train["chosen_gain_a_token"] = -0.5
     assert made.warnings() == []
 
 

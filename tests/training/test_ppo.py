@@ -141,7 +141,7 @@ def test_the_first_minibatch_of_an_iteration_has_ratio_1(
     def watched(self: PPOModule, minibatch: Any) -> Any:
         logps, _ = self.logps_and_values(minibatch.batch)
         ratio = (logps.detach() - minibatch.logps).exp()
-        found.append((self.optimizer_steps, float((ratio - 1).abs().max())))
+        found.append((self.progress.steps, float((ratio - 1).abs().max())))
         return sums(self, minibatch)
 
     monkeypatch.setattr(PPOModule, "sums", watched)
