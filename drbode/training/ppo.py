@@ -28,6 +28,7 @@ from drbode.objectives.ppo import (
 )
 from drbode.record import append, whole
 from drbode.training.context import StageContext, Training, in_order
+from drbode.training.finite import all_finite, not_finite
 from drbode.training.module import Sums, TrainingModule, own_draws
 from drbode.trees import Batch, Completion, Tree, pack, within
 
@@ -212,6 +213,7 @@ class PPOModule(TrainingModule):
     @torch.no_grad()
     def experience(self, prompts: list[Tree], temperature: float) -> Experience:
         """Answers to the prompts, and the credit of each of their tokens."""
+        self._check_policy(prompts[0])
         answers = self._answer(prompts, temperature)
         trees = [_with(prompt, a) for prompt, a in zip(prompts, answers, strict=True)]
         texts = [self._text(a) for a in answers]
@@ -250,6 +252,17 @@ class PPOModule(TrainingModule):
             [keeps_content(t, r) for t, r in zip(texts, right, strict=True) if r is not None],
             rollouts,
         )
+
+    def _check_policy(self, prompt: Tree) -> None:
+        """Raises BadInput where the policy gives no finite probability, which cannot be drawn from.
+
+        Asked before answers are, for on a GPU a draw from NaN ends the process.
+        """
+        self.check_finite()
+        batch = pack([Tree(prompt.prompt, [Completion([self.end], [True])])]).to(self.device)
+        if not all_finite([self.policy.logps(batch)]):
+            steps = self.progress.steps
+            raise not_finite(self.stage, "policy's log-probability", steps, learned=steps > 0)
 
     def _right(self, prompt: Tree) -> str | None:
         """A right answer to the prompt, where its row had one."""
@@ -339,6 +352,7 @@ class PPOModule(TrainingModule):
         rollouts = experience.rollouts
         gold = experience.gold
         proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
+        self.check_validation(-proxy)
         self.close_validation(
             {
                 "loss": -proxy,
