@@ -239,10 +239,13 @@ class RenderedQuestion:
     dropped: int
 
 
-def _render(
+def fit_examples(
     question: Question, render: Callable[[Question], Rendered], overflow: str
 ) -> RenderedQuestion:
-    """Raises BadInput where examples do not fit and are not to be dropped."""
+    """A question rendered with as many of its last examples as fit.
+
+    Raises BadInput where some do not fit and `overflow` is `refuse`.
+    """
     examples = question.examples
 
     def without(dropped: int) -> Rendered:
@@ -297,7 +300,7 @@ def _by_scores(
     for `fixed` examples, and for the chapter's long opening. How many questions go into a batch
     changes no answer.
     """
-    rows = [_render(question, render, config.fewshot_overflow) for question in questions]
+    rows = [fit_examples(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Choice] = {}
     with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group, begin in _groups(rows, config):
@@ -327,7 +330,7 @@ def _by_writing(
     machine: Machine,
 ) -> list[Choice]:
     """What is written after the question; `read` finds a letter of the alternatives in it."""
-    rows = [_render(question, render, config.fewshot_overflow) for question in questions]
+    rows = [fit_examples(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Choice] = {}
     for group, begin in _groups(rows, config):
         with machine.autocast():
