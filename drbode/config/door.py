@@ -246,8 +246,8 @@ def open_door(
 def _explain(door: str, error: Exception) -> str:
     """Hydra's complaint about the command line, in one sentence that names the nearest key."""
     text = str(error)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
-        group, option = found.groups()
+    if match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, option = match.groups()
         if option in SWEEP_PLUGINS:
             return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
         # Hydra's list has those of a folder of the user's own as well.
@@ -256,14 +256,14 @@ def _explain(door: str, error: Exception) -> str:
             f"{group}: there is no option {option}; expected {one_of(options)}"
             f"{nearest(option, options)}"
         )
-    if found := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
-        key = found.group(1).split("=")[0]
+    if match := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
+        key = match.group(1).split("=")[0]
         valid = [*keys(compose(door)), *groups()]
         if key in valid:
             return f"{key}: a key that it does not have yet is added as +{key}.name=value"
         return f"{key}: there is no such key{nearest(key, valid)} (--help lists all)"
-    if found := re.search(r"^(.*?)(?:\n|$)", text):
-        text = found.group(1)
+    if match := re.search(r"^(.*?)(?:\n|$)", text):
+        text = match.group(1)
     return (
         f"the command line: {text}; expected key=value, or 'key=\"value\"' for text with accents "
         "(--help shows examples)"

@@ -16,9 +16,9 @@ from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Pair, Prompt
 from drbode.data.splits import prompt_columns, read_rows
 from drbode.evaluation.open_answers import (
-    Asked,
     Interview,
     OpenAnswer,
+    OpenPrompt,
     OpenPrompts,
     answer,
     compare,
@@ -66,7 +66,7 @@ def by(policy: Policy, prompts: OpenPrompts, max_tokens: int = 4096) -> list[Ope
 
 
 def said(*texts: str, margins: list[float | None] | None = None) -> list[OpenAnswer]:
-    asked = Asked(Prompt((Message("user", "?"),), "x. Ouça a sua médica.", "here"), None)
+    asked = OpenPrompt(Prompt((Message("user", "?"),), "x. Ouça a sua médica.", "here"), None)
     each = margins or [None] * len(texts)
     return [OpenAnswer(asked, t, True, m) for t, m in zip(texts, each, strict=True)]
 
@@ -100,7 +100,7 @@ def test_the_comparison_by_hand() -> None:
     assert (found["implicit"]["count"], found["implicit"]["of"]) == (2, 3)
     assert set(found["win_rate"]) == {"gold"}
     scored = [
-        [OpenAnswer(a.asked, a.written, True, None, s) for a, s in zip(own, scores, strict=True)]
+        [OpenAnswer(a.source, a.written, True, None, s) for a, s in zip(own, scores, strict=True)]
         for own, scores in ((before, [1.0, 1.0, 1.0, 1.0]), (after, [2.0, 0.0, 2.0, 2.0]))
     ]
     assert compare(*scored)["win_rate"]["reward"]["wins"] == 3
@@ -117,7 +117,7 @@ def test_a_progression_compares_each_with_all_before_it() -> None:
 def test_an_answer_is_what_plain_transformers_writes(policy: Policy, prompts: OpenPrompts) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     for one in by(policy, prompts)[:3]:
-        ids = renderer.prompt(one.asked.prompt.messages)
+        ids = renderer.prompt(one.source.prompt.messages)
         with policy.generating() as network, torch.no_grad():
             options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
             new = network.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
@@ -130,8 +130,8 @@ def test_an_answer_is_what_plain_transformers_writes(policy: Policy, prompts: Op
 def test_a_margin_is_the_difference_of_summed_logps(policy: Policy, prompts: OpenPrompts) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     one = by(policy, prompts)[0]
-    assert one.asked.pair is not None
-    (tree,) = renderer.pair(one.asked.pair).trees
+    assert one.source.pair is not None
+    (tree,) = renderer.pair(one.source.pair).trees
     logps = []
     with policy.generating() as network, torch.no_grad():
         for completion in tree.completions:
@@ -152,7 +152,7 @@ def test_a_score_is_read_at_the_end_of_the_answers_turn(
     found = scored(answers, RewardModel({}, head), policy, CPU, 60)
     assert [one.written for one in found] == [one.written for one in answers]
     for one in found[:3]:
-        ids = renderer.prompt(one.asked.prompt.messages)
+        ids = renderer.prompt(one.source.prompt.messages)
         ids += policy.tokenizer(one.written, add_special_tokens=False)["input_ids"]
         ids.append(renderer.turn_end[1])
         with policy.generating() as network, torch.no_grad():
@@ -235,16 +235,16 @@ def test_prompts_come_from_pairs_or_prompts_alone_and_are_asked_once(tmp_path: P
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     rows = [pair("p"), pair("p", "c"), {"prompt": "q"}, {"prompt": turns}]
     found = load_prompts(open_benchmark(f"benchmark.path={write(tmp_path / 'x.jsonl', rows)}"))
-    assert [prompt_text(a.prompt) for a in found.asked] == ["p", "q", "system: s\nu"]
+    assert [prompt_text(a.prompt) for a in found.rows] == ["p", "q", "system: s\nu"]
     where = f"{tmp_path / 'x.jsonl'}, line 1"
-    assert found.asked[0].pair == Pair((Message("user", "p"),), "a", "b", where)
-    assert found.asked[1].pair is found.asked[1].prompt.right is None
+    assert found.rows[0].pair == Pair((Message("user", "p"),), "a", "b", where)
+    assert found.rows[1].pair is found.rows[1].prompt.right is None
 
 
 def test_bodinhos_prompts_are_those_of_the_split() -> None:
     found = load_prompts(open_benchmark("benchmark.split=validation"))
     held = {row["prompt"] for row in PAIRS["validation"]()}
-    assert {prompt_text(a.prompt) for a in found.asked} == held
+    assert {prompt_text(a.prompt) for a in found.rows} == held
     with pytest.raises(BadInput, match="bodinho has no split general there"):
         load_prompts(open_benchmark("benchmark.split=general"))
 
@@ -265,8 +265,8 @@ def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Pat
     own = open_prompts(settings(*words, "open.prompts=20"), renderer)
     assert own is not None
     test = {row["prompt"] for row in PAIRS["test"]()}
-    assert len(own.asked) == 20
-    assert {prompt_text(a.prompt) for a in own.asked} <= test
+    assert len(own.rows) == 20
+    assert {prompt_text(a.prompt) for a in own.rows} <= test
 
     stage: Any = "ppo" if "ppo" in stages else "dpo"
     rows = [pair(f"p{n}") for n in range(10)] + [pair("dengue " * 2100 + str(n)) for n in range(10)]
@@ -278,7 +278,7 @@ def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Pat
     trained, held = read_rows(
         "pair", prompt_columns("prompt"), stage, run.stage(stage), run.seed, "default"
     )
-    asked_of = {prompt_text(a.prompt) for a in found.asked}
+    asked_of = {prompt_text(a.prompt) for a in found.rows}
     assert asked_of <= {row["prompt"] for _, row in held}
     assert not asked_of & {row["prompt"] for _, row in trained}
     assert len(asked_of) + found.left_out == len(held)
