@@ -100,11 +100,10 @@ class _Scores(NamedTuple):
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         if self.sinks is not None:
-            sinks = (
-                self.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(-1, -1, len(scores[0, 0]), 1)
-            )
-            scores = torch.cat((scores, sinks), dim=-1)
-        weights = scores.float().softmax(-1)[..., : key.shape[2]].to(value.dtype)
+            sinks = self.sinks.to(scores.dtype).view(1, -1, 1, 1)
+            scores = torch.cat((scores, sinks.expand(-1, -1, scores.shape[2], 1)), dim=-1)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = wide.softmax(-1)[..., : key.shape[2]].to(value.dtype)
         return dropout(weights, self.dropout) @ value
 
 

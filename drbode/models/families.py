@@ -247,8 +247,9 @@ def one_at_a_time(policy: Policy, trees: Sequence[Tree]) -> Tensor:
 
     def logps(network: Any, tree: Tree, ids: list[int]) -> Tensor:
         sequence = torch.tensor([tree.prompt + ids])
-        logits = network(input_ids=sequence, use_cache=False).logits[0, :-1].log_softmax(-1)
-        return logits.gather(-1, sequence[0, 1:, None])[max(len(tree.prompt) - 1, 0) :, 0]
+        logits: Tensor = network(input_ids=sequence, use_cache=False).logits[0, :-1]
+        of_tokens = logits.log_softmax(-1).gather(-1, sequence[0, 1:, None])[:, 0]
+        return of_tokens[max(len(tree.prompt) - 1, 0) :]
 
     return _plainly(
         policy,
@@ -266,7 +267,7 @@ def _encoded(policy: Policy) -> tuple[Tensor, Tensor]:
 
     def logps(network: Any, ids: list[int]) -> Tensor:
         output = network(input_ids=torch.tensor([ids]))
-        logits = output.prediction_logits if "prediction_logits" in output else output.logits
+        logits: Tensor = output.prediction_logits
         return logits[0].log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
     return packed, _plainly(policy, lambda network: [logps(network, s) for s in sequences])

@@ -37,14 +37,12 @@ def kind_of(config: Any) -> ModelKind:
     return "encoder" if masks else "decoder"
 
 
-def head_transform(config: Any) -> dict[str, float | None]:
-    """What the family does to the logits after the head, as `token_logps` takes it."""
+def head_transform(config: Any) -> tuple[float, float | None]:
+    """What the family multiplies its logits by after the head, and the soft cap it puts on them."""
     divided = getattr(config, "logits_scaling", None) or 1.0  # Granite
     multiplied = getattr(config, "logit_scale", None)  # Cohere
-    return {
-        "scale": (1.0 if multiplied is None else multiplied) / divided,
-        "cap": getattr(config, "final_logit_softcapping", None),  # Gemma
-    }
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return (1.0 if multiplied is None else multiplied) / divided, cap
 
 
 class Policy(nn.Module):
@@ -90,6 +88,11 @@ class Policy(nn.Module):
     def context(self) -> int:
         """The longest sequence the model has positions for, in tokens."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layer sees the last tokens only."""
+        return getattr(self.model.config, "sliding_window", None) is not None
 
     @property
     def holds_base(self) -> bool:
@@ -147,13 +150,9 @@ class Policy(nn.Module):
         if self.kind == "encoder":
             states = self.model.cls.predictions.transform(states)
         head = self.model.get_output_embeddings()
-        return token_logps(
-            states,
-            head.weight,
-            targets,
-            getattr(head, "bias", None),
-            **head_transform(self.model.config),
-        )
+        bias = getattr(head, "bias", None)
+        scale, cap = head_transform(self.model.config)
+        return token_logps(states, head.weight, targets, bias, scale=scale, cap=cap)
 
     def prefix(self, ids: list[int]) -> Prefix:
         """Tokens that trees are to go on from, run once, without dropout or gradient.

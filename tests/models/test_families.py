@@ -1,21 +1,23 @@
 """Every family is tried out before it is trained: admitted where exact, refused with a sentence."""
 
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AttentionInterface, AutoConfig
 
 from drbode import config
 from drbode.config import BadInput, ModelConfig
-from drbode.models import attention, families, policy
+from drbode.models import attention, base, families, policy
+from drbode.models.attention import Prefix
 from drbode.models.base import load_policy
 from drbode.models.families import prove, random_network, shrunk
+from drbode.models.generation import generate
 from drbode.models.policy import Policy
-from drbode.trees import Tree, pack
+from drbode.trees import pack
 from tests.conftest import words
 
 ALTERNATING = ["full_attention", "sliding_attention"] * 6
@@ -26,16 +28,16 @@ WINDOWED = {
     "sliding_window": 4096,
 }
 
+AS_THEY_COME = """
+apertus arcee bert biogpt cohere cohere2 cwm deepseek_v3 ernie4_5 ernie4_5_moe exaone4
+gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite
+granitemoe helium llama minicpm3 mistral mixtral olmo olmo2 olmo3 olmoe opt phi phi3
+phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2 vaultgemma
+"""
 # Families with the fields of their configs that differ from transformers' defaults.
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
-    name: (name, {})
-    for name in (
-        "apertus arcee bert biogpt cohere cohere2 cwm deepseek_v3 ernie4_5 ernie4_5_moe exaone4 "
-        "gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite "
-        "granitemoe helium llama minicpm3 mistral mixtral olmo olmo2 olmo3 olmoe opt phi phi3 "
-        "phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2 vaultgemma"
-    ).split()
-} | {
+    **{name: (name, {}) for name in AS_THEY_COME.split()},
+    "granite": ("granite", {"logits_scaling": 8.0}),
     "hunyuan": ("hunyuan_v1_dense", {"head_dim": 128, "num_key_value_heads": 8}),
     "mistral without window": ("mistral", {"sliding_window": None}),
     "mixtral with window": ("mixtral", {"sliding_window": 4096}),
@@ -90,8 +92,6 @@ def test_what_packed_trees_compute_otherwise_is_refused(name: str) -> None:
     family, values, said = REFUSED[name]
     problem = prove(config_of(family, values), "sdpa").problem
     assert problem is not None
-    import re
-
     assert re.search(said, problem)
 
 
@@ -141,7 +141,7 @@ def test_the_proof_sees_an_attention_that_swallows_an_argument(
 ) -> None:
     monkeypatch.setattr(families, "_proofs", {})
     monkeypatch.setitem(
-        attention.AttentionInterface._global_mapping,
+        AttentionInterface._global_mapping,
         attention.NAMES["sdpa"],
         ignoring(swallowed, attention.tree_attention_sdpa),
     )
@@ -156,22 +156,20 @@ def test_the_proof_sees_a_head_whose_transform_is_not_known(
 ) -> None:
     monkeypatch.setattr(families, "_proofs", {})
     monkeypatch.setattr(policy, "head_transform", lambda _config: (1.0, None))
-    problem = prove(config_of(family, {}), "sdpa").problem
+    scaled = {"logits_scaling": 8.0} if family == "granite" else {}
+    problem = prove(config_of(family, scaled), "sdpa").problem
     assert problem is not None
     assert "nats a token" in problem
 
 
-def test_the_proof_sees_a_prefix_that_lost_what_a_window_hides(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Positions would count from the first key that was kept."""
+def test_the_proof_sees_a_prefix_that_lost_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "_proofs", {})
-    whole = policy.Prefix.update
+    whole = Prefix.update
 
     def shortened(self: Any, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> Any:
-        return tuple(t[:, :, 4:] for t in whole(self, keys, values, layer))
+        return tuple(t[:, :, 8:] for t in whole(self, keys, values, layer))
 
-    monkeypatch.setattr(policy.Prefix, "update", shortened)
+    monkeypatch.setattr(Prefix, "update", shortened)
     problem = prove(config_of("mistral", {}), "sdpa").problem
     assert problem is not None
     assert problem.startswith("trees after a prefix")
@@ -223,33 +221,29 @@ def test_a_new_family_is_loaded(tmp_path: Path) -> None:
 
 def test_a_refused_family_is_refused_in_one_sentence(tmp_path: Path) -> None:
     _, values, _ = REFUSED["lfm2"]
-    asked = folder_of(tmp_path, "lfm2", values)
+    described = folder_of(tmp_path, "lfm2", values)
     with pytest.raises(BadInput, match=r"of the family lfm2, .* by [\d.]+ nats a token .*expected"):
-        load_policy(asked, torch.float32, "sdpa")
+        load_policy(described, torch.float32, "sdpa")
 
 
 def test_modules_that_took_no_part_in_the_proof_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a config does not tell that some layers, which the small network has not, differ."""
-    asked = folder_of(tmp_path, "glm4_moe", {"first_k_dense_replace": 1})
-    described = json.loads((tmp_path / "config.json").read_text())
-    assert described["num_hidden_layers"] == 2
-    monkeypatch.setattr(families, "_proofs", {})
-    monkeypatch.setitem(
-        families.SIZES, "first_k_dense_replace|moe_layer_start_index|decoder_sparse_step", 2
-    )
-    load_policy(asked, torch.float32, "sdpa")
+    """As where the small network has none of the layers that differ, and no field tells of them."""
+    described = folder_of(tmp_path, "glm4_moe", {})
+    load_policy(described, torch.float32, "sdpa")
+    kept = prove(AutoConfig.from_pretrained(tmp_path), "sdpa")
+    fewer = kept._replace(modules=kept.modules - {"Glm4MoeMoE"})
+    monkeypatch.setattr(base, "prove", lambda *_: fewer)
+    with pytest.raises(BadInput, match=r"holds modules .*\(Glm4MoeMoE\)"):
+        load_policy(described, torch.float32, "sdpa")
 
 
 def test_a_window_is_seen_in_generation_after_a_prefix() -> None:
     """Written greedily, as with the prefix in the prompt."""
-    from drbode.models.generation import generate
-
     speaker = Policy(random_network(shrunk(config_of("mistral", {}))), None)
     torch.manual_seed(2)
     before, prompts = families._ids(11), [families._ids(3), families._ids(9)]
-    options = {"end": 1, "max_new_tokens": 12, "max_tokens": 1000}
+    options: Any = {"end": 1, "max_new_tokens": 12, "max_tokens": 1000}
     after = generate(speaker, prompts, prefix=speaker.prefix(before), **options)
     assert after == generate(speaker, [before + prompt for prompt in prompts], **options)
-    assert Tree(before, [])
