@@ -107,8 +107,10 @@ def broken_from(step: int, kind: type[TrainingModule], patch: pytest.MonkeyPatch
     patch.setattr(kind, "sums", breaks)
 
 
-@pytest.mark.parametrize(("kind", "run"), STAGES.items())
-@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize(
+    ("kind", "run", "every"),
+    [(CLMModule, run_sft, 1), *((kind, run, 100) for kind, run in STAGES.items())],
+)
 def test_a_loss_that_is_nan_at_a_step_stops_the_stage(
     kind: type[TrainingModule],
     run: Callable[[Path], None],
@@ -189,7 +191,7 @@ def test_the_first_of_both_is_named() -> None:
 def train_in(folder: Path, patch: pytest.MonkeyPatch, *more: str) -> None:
     patch.chdir(folder)
     words = ["sft.steps=3", "benchmark=generate", "benchmark.questions=1", *NO_GENERAL, *more]
-    words += ["benchmark.max_new_tokens=2", "sft.data.validation_share=0", "sft.data.rows=20"]
+    words += ["benchmark.max_new_tokens=2", "sft.data.validation_rows=2", "sft.data.rows=20"]
     words += ["trainer.progress=false", "trainer.threads=1", "logger=csv"]
     train.job(config.compose("train", words), words, False)
 
