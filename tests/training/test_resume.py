@@ -77,7 +77,6 @@ def test_a_stage_that_stopped_early_stays_at_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("drbode.training.ppo.gold_score", lambda *_: 0.0)
-    every = 1
     expected, straight = run(tmp_path, 1)
     assert expected.ended_by == "early stopping"
     logged = rows(tmp_path)
