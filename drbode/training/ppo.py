@@ -27,7 +27,7 @@ from drbode.objectives.ppo import (
 )
 from drbode.record import append, whole
 from drbode.training.context import StageContext, Training, in_order
-from drbode.training.finite import all_finite, not_finite
+from drbode.training.finite import computes_finite, not_finite
 from drbode.training.module import Sums, TrainingModule, own_draws
 from drbode.trees import Batch, Completion, Tree, pack, within
 
@@ -257,10 +257,9 @@ class PPOModule(TrainingModule):
         Asked before answers are, for on a GPU a draw from NaN ends the process.
         """
         self.check_finite()
-        batch = pack([Tree(prompt.prompt, [Completion([self.end], [True])])]).to(self.device)
-        if not all_finite([self.policy.logps(batch)]):
-            steps = self.progress.steps
-            raise not_finite(self.stage, "policy's log-probability", steps, learned=steps > 0)
+        if not computes_finite(self.policy, [*prompt.prompt, self.end]):
+            step = self.progress.steps
+            raise not_finite(self.stage, "what the policy computes", step, learned=step > 0)
 
     def _right(self, prompt: Tree) -> str | None:
         """A right answer to the prompt, where its row had one."""

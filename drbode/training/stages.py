@@ -157,7 +157,7 @@ def _fit(context: StageContext[Any], training: Training) -> StageResult:
 def _check_weights(context: StageContext[Any]) -> None:
     """Raises BadInput where the stage would begin with weights that are not finite."""
     if not all_finite(context.policy.network.parameters()):
-        raise not_finite(context.stage, "weights", 0, learned=False)
+        raise not_finite(context.stage, "a weight", 0, learned=False)
 
 
 def _result(context: StageContext[Any], module: TrainingModule, peak_gib: float) -> StageResult:
