@@ -51,8 +51,8 @@ bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
 
 
 @cache
-def asked(*overrides: str) -> config.TrainConfig:
-    """What the train door is asked for by these words, every `auto` resolved."""
+def settings(*overrides: str) -> config.TrainConfig:
+    """The config that these words give a training run, every `auto` resolved."""
     return config.load(config.compose("train", overrides), overrides).resolved()
 
 
@@ -62,7 +62,7 @@ def run_context(folder: Path, **changes: Any) -> RunContext:
     plain = RunContext(
         seed=0,
         machine=Machine("cpu", "32-true", "fp32", "sdpa", 1),
-        trainer=replace(asked().trainer, progress=False),
+        trainer=replace(settings().trainer, progress=False),
         loggers=[CsvLogger(folder / "metrics.csv")],
         end=1,
         folder=folder,

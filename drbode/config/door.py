@@ -53,12 +53,20 @@ def groups() -> dict[str, list[str]]:
 
 
 def compose(door: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The tree that a door, such as `train`, is given with these overrides, as plain data."""
-    import hydra
-    from omegaconf import OmegaConf
+    """The tree that a door, such as `train`, is given with these overrides, as plain data.
 
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        tree = hydra.compose(door, list(overrides))
+    Raises BadInput for an override that the tree has no place for.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            tree = hydra.compose(door, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_explain(door, error)) from None
     plain = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(plain, dict)
     return typing.cast(dict[str, Any], plain)

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from drbode.config import METHODS, BadInput, LoraConfig, Tuning, load_function, one_of
 from drbode.models.adapters import SUBLAYERS, BitfitConfig, BottleneckConfig, vectors
-from drbode.models.base import FAMILIES, Policy, without_peft_warnings
+from drbode.models.base import without_peft_warnings
+from drbode.models.policy import Policy, kind_of
 
 # What of an adapter's config has to be as asked where it is trained further, and the key it has.
 SHAPES: Mapping[str, Mapping[str, str]] = {
@@ -142,14 +143,14 @@ def bitfit(model: Any, tuning: Tuning) -> peft.PeftConfig:
 
 def unreached(model: Any, tuning: Tuning) -> list[str]:
     """Modules that no loss of the run reaches: an encoder's for next sentences, without that."""
-    encodes = FAMILIES[model.config.model_type] == "encoder"
+    encodes = kind_of(model.config) == "encoder"
     without = encodes and not tuning.next_sentences
     return ["bert.pooler.dense", "cls.seq_relationship"] if without else []
 
 
 def task(model: Any) -> str | None:
     """What peft calls the task; it has no name for masked language modelling."""
-    return "CAUSAL_LM" if FAMILIES[model.config.model_type] == "decoder" else None
+    return "CAUSAL_LM" if kind_of(model.config) == "decoder" else None
 
 
 def bare_modules(model: Any) -> Iterator[tuple[str, Any]]:

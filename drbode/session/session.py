@@ -66,8 +66,11 @@ class Session:
 
     def measure_base(self) -> None:
         """Asks everything before the first stage."""
+        before = self.run.record.base  # of a run that goes on
         self.progression.ask(BASE, self.policy)
         self.run.record.base = self.progression.result(BASE)
+        if before is not None:
+            self.run.record.base.open = before.open
 
     def unquantize_for(self, stage: Stage) -> None:
         """From a stage on that wants it, the adapter goes on with the base in full precision."""
@@ -81,6 +84,8 @@ class Session:
         self.reward = restore_stage(self.policy, self.checkpoints(stage)) or self.reward
         self.steps += self.run.record.stages[stage].steps
         self._ask(stage)
+        if stage == self.config.stages[-1]:  # there is no later stage to enter them with
+            self._enter_open_answers()
 
     def train(self, stage: Stage) -> None:
         """Trains a stage, or takes it from a run that trained it alike; saves and measures it."""
@@ -123,7 +128,7 @@ class Session:
             known = entry.result if reuses else None
             if known is not None:
                 print(f"{stage}: trained before ({entry.folder}), taken from there")
-                entry.bring(checkpoints, self.metrics)
+                entry.bring(checkpoints, self.metrics, stage)
                 return known, restore_stage(self.policy, checkpoints)
             result, reward = run_stage(self._context(stage))
             if reuses:
@@ -191,10 +196,13 @@ class Session:
             artefact=stage,
             artefact_bytes=record.weight_bytes(self.run.folder / stage),
         )
-        # All open answers so far, scored alike by the newest reward model.
+        self._enter_open_answers()
+        self.run.save()
+
+    def _enter_open_answers(self) -> None:
+        """Enters all open answers so far, scored alike by the newest reward model."""
         for name, answers in self.progression.opened(self.reward, self.policy).items():
             self._measured(name).open = answers
-        self.run.save()
 
     def _measured(self, name: str) -> Measured:
         base = self.run.record.base

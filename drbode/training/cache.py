@@ -2,17 +2,19 @@
 
 import csv
 import dataclasses
-import json
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from drbode.config import BadInput
-from drbode.models.base import read_tensors
-from drbode.record import StageResult, append, exclusive, whole, write_json
-from drbode.training.callbacks import COLUMNS
+from drbode.record import StageResult, append, exclusive, whole
+from drbode.training.callbacks import COLUMNS, CsvLogger
+from drbode.training.checksums import load_tensors, read_checked, sha256_of, write_checked
 from drbode.training.stages import LAST
+
+RESULT = "result.json"
 
 
 class Entry:
@@ -23,38 +25,50 @@ class Entry:
 
     @property
     def result(self) -> StageResult | None:
-        """What the stage came to when it was trained; None where it has not been."""
-        path = self.folder / "result.json"
+        """What the stage came to when it was trained.
+
+        None where it has not been, or where what was kept is damaged, which is said.
+        """
+        path = self.folder / RESULT
         if not path.is_file():
             return None
         try:
-            result = StageResult(**json.loads(path.read_text(encoding="utf-8")))
-            read_tensors(self.folder / LAST, "delete it")
-        except (BadInput, OSError, ValueError, TypeError) as error:
-            raise BadInput(
-                f"{self.folder}: is damaged ({error}); delete this folder, and the stage is "
-                "trained again"
-            ) from None
-        return result
+            entry = read_checked(path)
+            if entry["metrics"] != sha256_of(self._metrics.read_text(encoding="utf-8")):
+                raise ValueError(f"the content of {self._metrics.name} and its checksum differ")
+            load_tensors(self.folder / LAST, "the stage is trained again")
+            return StageResult(**entry["result"])
+        except (BadInput, OSError, ValueError, TypeError, KeyError) as error:
+            print(f"{self.folder}: is damaged ({error}); the stage is trained again")
+            return None
 
     def keep(self, result: StageResult, checkpoints: Path, metrics: Path, stage: str) -> None:
         """Keeps a stage that was just trained; the result is written last, and makes it count."""
+        (self.folder / RESULT).unlink(missing_ok=True)
         with whole(self.folder / LAST) as draft:
             shutil.copyfile(checkpoints / LAST, draft)
         with metrics.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["stage"] == stage]
-        with whole(self.folder / "metrics.csv") as draft, draft.open("w", newline="") as file:
-            kept = csv.DictWriter(file, COLUMNS)
-            kept.writeheader()
-            kept.writerows(rows)
-        write_json(self.folder / "result.json", dataclasses.asdict(result))
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        with whole(self._metrics) as draft:
+            draft.write_text(text.getvalue(), encoding="utf-8")
+        kept = {"result": dataclasses.asdict(result), "metrics": sha256_of(text.getvalue())}
+        write_checked(self.folder / RESULT, kept)
 
-    def bring(self, checkpoints: Path, metrics: Path) -> None:
+    def bring(self, checkpoints: Path, metrics: Path, stage: str) -> None:
         """Puts what is kept where the stage would have left it."""
         with whole(checkpoints / LAST) as draft:
             shutil.copyfile(self.folder / LAST, draft)
-        _, _, kept = (self.folder / "metrics.csv").read_text().partition("\n")
-        append(metrics, kept)
+        CsvLogger(metrics).keep_first(stage, 0)  # of a run that was killed after it was brought
+        _, _, rows = self._metrics.read_text(encoding="utf-8").partition("\n")
+        append(metrics, rows)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.csv"
 
 
 @contextmanager

@@ -147,11 +147,16 @@ class CsvLogger(Logger):
             rows.writerow([step, *name.split("/", 2), value])
         append(self.path, lines.getvalue())
 
-    def forget_after(self, step: int) -> None:
-        """Drops what an interrupted run logged past the checkpoint that it goes on from."""
+    def keep_first(self, stage: str, count: int) -> None:
+        """Drops the rows of a stage but its first ones; those of other stages stay."""
         with self.path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            rows = list(csv.DictReader(file))
+        places = [place for place, row in enumerate(rows) if row["stage"] == stage][count:]
+        if not places:
+            return
+        dropped = set(places)
+        kept = [row for place, row in enumerate(rows) if place not in dropped]
         with whole(self.path) as draft, draft.open("w", newline="") as file:
-            rows = csv.DictWriter(file, COLUMNS)
-            rows.writeheader()
-            rows.writerows(kept)
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(kept)

@@ -67,13 +67,13 @@ class DPOModule(TrainingModule):
         A margin grows as well while both answers fall, the rejected one faster (Pal et al. 2024,
         "Smaug", section 3; Razin et al. 2024, "Unintentional unalignment").
         """
-        seen = self.validation or self.train_metrics
+        seen = self.progress.validation or self.progress.train
         if "chosen_gain_a_token" not in seen:  # the loss has no reference
             return []
         lost, accuracy = -seen["chosen_gain_a_token"], 100 * seen["reward_accuracy"]
         if lost <= FAR:
             return []
-        where = "held-out" if self.validation else "training"
+        where = "held-out" if self.progress.validation else "training"
         return [
             f"on {where} pairs the chosen answers are {lost:.2f} nats a token less probable than "
             f"when the stage began. Reward accuracy ({accuracy:.1f} %) does not see it: a margin "

@@ -3,14 +3,12 @@
 import math
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from drbode.config import MlmConfig
 from drbode.data.masking import MaskedBatch, MaskedSteps, held_out_batches, masker, plain
 from drbode.models.heads import next_sentence_logits
 from drbode.models.pseudo import pseudo_logps
 from drbode.objectives.mlm import mlm_loss, nsp_loss
-from drbode.training.context import StageContext, Training
+from drbode.training.context import StageContext, Training, in_order
 from drbode.training.module import Sums, TrainingModule
 
 
@@ -45,8 +43,8 @@ class MLMModule(TrainingModule):
             return {}
         scored = [(ids, range(1, len(ids) - 1)) for ids in self.texts]
         with self.machine.autocast():
-            found = pseudo_logps(self.policy, scored, self.config.max_tokens)
-        logps = [logp for own in found for logp in own]
+            scores = pseudo_logps(self.policy, scored, self.config.max_tokens)
+        logps = [logp for of_text in scores for logp in of_text]
         return {"pseudo_perplexity": math.exp(-sum(logps) / len(logps))}
 
 
@@ -60,4 +58,4 @@ def build(context: StageContext[MlmConfig]) -> Training:
     if not rows:
         return Training(loader, module, None)
     batches = held_out_batches(rows, config.max_tokens, masks, seed)
-    return Training(loader, module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return Training(loader, module, in_order(batches))

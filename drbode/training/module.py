@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from drbode.data.steps import Step
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
+from drbode.training.finite import FiniteWatch, all_finite, not_finite
 from drbode.trees import Batch
 
 LOG_EVERY = 10  # steps that a logged training metric is averaged over
@@ -29,6 +31,22 @@ class Sums(NamedTuple):
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = MappingProxyType({})
+
+
+@dataclass
+class Progress:
+    """How far a stage has come and what it has measured so far, as a checkpoint keeps it."""
+
+    steps: int = 0  # of the optimizer
+    tokens: int = 0
+    seconds: float = 0.0  # spent in optimizer steps, over all continuations of the stage
+    train: dict[str, float] = field(default_factory=dict)  # of the last steps logged
+    validation: dict[str, float] = field(default_factory=dict)  # of the last one
+    best_validation: dict[str, float] = field(default_factory=dict)  # of the lowest loss
+    before: dict[str, float] = field(default_factory=dict)  # of one before the first step, if any
+    validated_at: int | None = None  # the step of the last validation
+    logged: int = 0  # metrics written, each a row of metrics.csv
+    stopped: bool = False  # early, so that a stage that goes on from here is at its end
 
 
 class TrainingModule(lightning.LightningModule, ABC):
@@ -62,14 +80,8 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.step_offset = step_offset
         self.machine = machine
         self.end = end
-        self.optimizer_steps = 0
-        self.tokens_seen = 0
-        self.seconds = 0.0  # spent in optimizer steps, over all continuations of the stage
-        self.train_metrics: dict[str, float] = {}  # of the last steps logged
-        self.validation: dict[str, float] = {}  # of the last validation
-        self.best_validation: dict[str, float] = {}  # of the lowest loss
-        self.before: dict[str, float] = {}  # of a validation before the first step, if any
-        self.validated_at: int | None = None
+        self.progress = Progress()
+        self._watch = FiniteWatch()
         self._window = _Window()
         self._paused = 0.0
         self._resumed: Mapping[str, Any] | None = None
@@ -109,46 +121,63 @@ class TrainingModule(lightning.LightningModule, ABC):
             self._window = _Window(self._resumed["window"])
             torch.set_rng_state(self._resumed["rng"].cpu())
             torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
+            if self.progress.stopped:
+                self.trainer.should_stop = True
 
     def training_step(self, step: Step, _index: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         units = sum(self.units(batch) for batch in step.batches)
+        losses = []
         for batch in step.batches:
             sums = self.sums(batch)
             self.manual_backward(sums.loss / units)
             self._window.totals.add(sums, self.units(batch))
+            losses.append(sums.loss.detach())
         norm = self._clip(optimizer)
+        self._watch.add(self.progress.steps + 1, torch.stack(losses).sum(), norm)
         rate = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        self.optimizer_steps += 1
-        self.tokens_seen += step.tokens
+        self.progress.steps += 1
+        self.progress.tokens += step.tokens
         self._window.add(step, norm)
-        if self._window.count == LOG_EVERY or self.optimizer_steps == self.steps:
-            found = self._close_window(rate)
-            self.log("loss", found["loss"], prog_bar=True, logger=False)
-            self.log("tokens/s", found["tokens_per_second"], prog_bar=True, logger=False)
+        if self._window.count == LOG_EVERY or self.progress.steps == self.steps:
+            metrics = self._close_window(rate)
+            self.log("loss", metrics["loss"], prog_bar=True, logger=False)
+            self.log("tokens/s", metrics["tokens_per_second"], prog_bar=True, logger=False)
 
     def on_train_end(self) -> None:
         if self._window.count:  # early stopping ended the stage in between
             self._close_window(float(self.lr_schedulers().get_last_lr()[0]))  # type: ignore[union-attr]
 
+    def check_finite(self) -> None:
+        """Raises BadInput where a loss, a gradient norm or a trained weight is not finite.
+
+        It waits for the device: called where metrics are read, and before anything is saved.
+        """
+        self._watch.refuse(self.stage)
+        if not all_finite(self.trainable().values()):
+            steps = self.progress.steps
+            raise not_finite(self.stage, "weights", steps, learned=steps > 0)
+
     def _close_window(self, rate: float) -> dict[str, float]:
+        self._watch.refuse(self.stage)
         seconds, metrics = self._window.close()
         self._window = _Window()
-        self.seconds += seconds
-        self.train_metrics = metrics
-        self.write("train", {**metrics, "learning_rate": rate, "tokens": self.tokens_seen})
+        self.progress.seconds += seconds
+        self.progress.train = metrics
+        self.write("train", {**metrics, "learning_rate": rate, "tokens": self.progress.tokens})
         return metrics
 
-    def _clip(self, optimizer: Any) -> float:
+    def _clip(self, optimizer: Any) -> Tensor:
+        """The norm of the gradients before they are clipped."""
         limit = self.config.max_grad_norm
         gradients = [p.grad for p in self.trainable().values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm: Tensor = torch.nn.utils.get_total_norm(gradients)
         if limit is not None:
             self.clip_gradients(optimizer, limit, "norm")
-        return float(norm)
+        return norm
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         self._held_out.add(self.sums(batch), self.units(batch))
@@ -159,19 +188,29 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """The means over all validation rows: sums are divided once."""
-        self.close_validation(self._held_out.means() | self.held_out_metrics())
+        means = self._held_out.means()
+        self.check_validation(means["loss"])  # before anything is sampled from what is broken
+        self.close_validation(means | self.held_out_metrics())
 
-    def close_validation(self, found: dict[str, float]) -> None:
+    def check_validation(self, loss: float) -> None:
+        """Raises BadInput where the loss of a validation, or what led to it, is not finite."""
+        self._watch.refuse(self.stage)
+        if not math.isfinite(loss):
+            steps = self.progress.steps
+            raise not_finite(self.stage, "validation loss", steps, learned=steps > 0)
+
+    def close_validation(self, metrics: dict[str, float]) -> None:
         """Keeps and logs what a validation came to."""
-        if self.optimizer_steps == 0:
-            self.before = found
+        progress = self.progress
+        if progress.steps == 0:
+            progress.before = metrics
         else:
-            self.validation, self.validated_at = found, self.optimizer_steps
-            if found["loss"] < self.best_validation.get("loss", math.inf):
-                self.best_validation = found
+            progress.validation, progress.validated_at = metrics, progress.steps
+            if metrics["loss"] < progress.best_validation.get("loss", math.inf):
+                progress.best_validation = metrics
         self._window.began += time.perf_counter() - self._paused
-        self.log("validation/loss", found["loss"], prog_bar=True, logger=False)
-        self.write("validation", found)
+        self.log("validation/loss", metrics["loss"], prog_bar=True, logger=False)
+        self.write("validation", metrics)
 
     def held_out_metrics(self) -> dict[str, float]:
         """What an objective measures beside the means of its sums at the end of a validation."""
@@ -185,36 +224,24 @@ class TrainingModule(lightning.LightningModule, ABC):
         """Logs under `stage/split/name` against the run's cumulative optimizer step."""
         named = {f"{self.stage}/{split}/{name}": value for name, value in metrics.items()}
         for logger in self.loggers:
-            logger.log_metrics(named, step=self.step_offset + self.optimizer_steps)
+            logger.log_metrics(named, step=self.step_offset + self.progress.steps)
+        self.progress.logged += len(named)
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         return {name: p.detach() for name, p in self.trainable().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress.stopped = bool(self.trainer.should_stop)
         checkpoint["drbode"] = {
-            "optimizer_steps": self.optimizer_steps,
-            "tokens_seen": self.tokens_seen,
-            "seconds": self.seconds,
+            "progress": asdict(self.progress),
             "window": self._window.state(),
-            "train_metrics": self.train_metrics,
-            "validation": self.validation,
-            "best_validation": self.best_validation,
-            "before": self.before,
-            "validated_at": self.validated_at,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours = self._resumed = checkpoint["drbode"]
-        self.optimizer_steps = ours["optimizer_steps"]
-        self.tokens_seen = ours["tokens_seen"]
-        self.seconds = ours["seconds"]
-        self.train_metrics = ours["train_metrics"]
-        self.validation = ours["validation"]
-        self.best_validation = ours["best_validation"]
-        self.before = ours["before"]
-        self.validated_at = ours["validated_at"]
+        self._resumed = checkpoint["drbode"]
+        self.progress = Progress(**checkpoint["drbode"]["progress"])
 
 
 def _adamw(parameters: Iterable[torch.nn.Parameter], config: StageConfig) -> torch.optim.Optimizer:
@@ -266,7 +293,7 @@ class _Window:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self.totals = Totals()
         self.tokens = self.count = 0
-        self.norm = 0.0
+        self.norm: float | Tensor = 0.0
         self.began = time.perf_counter()
         if state is not None:
             self.totals.sums, self.totals.units = dict(state["sums"]), state["units"]
@@ -280,7 +307,7 @@ class _Window:
             "units": self.totals.units,
             "tokens": self.tokens,
             "count": self.count,
-            "norm": self.norm,
+            "norm": float(self.norm),
             "seconds": self.seconds if self.count else 0.0,
         }
 
@@ -288,9 +315,9 @@ class _Window:
     def seconds(self) -> float:
         return time.perf_counter() - self.began
 
-    def add(self, step: Step, norm: float) -> None:
+    def add(self, step: Step, norm: Tensor) -> None:
         self.tokens += step.tokens
-        self.norm += norm
+        self.norm = self.norm + norm.double()  # read when it is logged, not at every step
         self.count += 1
 
     def close(self) -> tuple[float, dict[str, float]]:
@@ -298,6 +325,6 @@ class _Window:
         seconds = self.seconds
         return seconds, {
             **self.totals.means(),
-            "grad_norm": self.norm / self.count,
+            "grad_norm": float(self.norm) / self.count,
             "tokens_per_second": self.tokens / seconds,
         }

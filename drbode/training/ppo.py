@@ -17,7 +17,6 @@ from drbode.data.steps import Step, StepLoader
 from drbode.models.base import Policy
 from drbode.models.generation import Generated, generate
 from drbode.models.heads import RewardModel, load_reward_model
-from drbode.objectives.logps import token_logps
 from drbode.objectives.ppo import (
     Rollouts,
     adapted_beta,
@@ -28,6 +27,7 @@ from drbode.objectives.ppo import (
 )
 from drbode.record import append, whole
 from drbode.training.context import StageContext, Training, in_order
+from drbode.training.finite import all_finite, not_finite
 from drbode.training.module import Sums, TrainingModule, own_draws
 from drbode.trees import Batch, Completion, Tree, pack, within
 
@@ -204,14 +204,14 @@ class PPOModule(TrainingModule):
     def logps_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of each supervised token: its logp, and the return expected before it was drawn."""
         hidden = self.policy.hidden(batch)[batch.sources]
-        head = self.policy.model.get_output_embeddings()
-        logps = token_logps(hidden, head.weight, batch.targets, getattr(head, "bias", None))
+        logps = self.policy.predicted(hidden, batch.targets)
         values = hidden.to(self.value_head.dtype) @ self.value_head[:-1] + self.value_head[-1]
         return logps, values
 
     @torch.no_grad()
     def experience(self, prompts: list[Tree], temperature: float) -> Experience:
         """Answers to the prompts, and the credit of each of their tokens."""
+        self._check_policy(prompts[0])
         answers = self._answer(prompts, temperature)
         trees = [_with(prompt, a) for prompt, a in zip(prompts, answers, strict=True)]
         texts = [self._text(a) for a in answers]
@@ -250,6 +250,17 @@ class PPOModule(TrainingModule):
             [keeps_content(t, r) for t, r in zip(texts, right, strict=True) if r is not None],
             rollouts,
         )
+
+    def _check_policy(self, prompt: Tree) -> None:
+        """Raises BadInput where the policy gives no finite probability, which cannot be drawn from.
+
+        Asked before answers are, for on a GPU a draw from NaN ends the process.
+        """
+        self.check_finite()
+        batch = pack([Tree(prompt.prompt, [Completion([self.end], [True])])]).to(self.device)
+        if not all_finite([self.policy.logps(batch)]):
+            steps = self.progress.steps
+            raise not_finite(self.stage, "policy's log-probability", steps, learned=steps > 0)
 
     def _right(self, prompt: Tree) -> str | None:
         """A right answer to the prompt, where its row had one."""
@@ -339,6 +350,7 @@ class PPOModule(TrainingModule):
         rollouts = experience.rollouts
         gold = experience.gold
         proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
+        self.check_validation(-proxy)
         self.close_validation(
             {
                 "loss": -proxy,

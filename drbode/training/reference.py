@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import Tensor
 
+from drbode.config import BadInput
 from drbode.data.splits import Split
-from drbode.models.base import Policy, read_tensors
+from drbode.models.base import Policy
 from drbode.models.machine import Machine
-from drbode.record import versions, whole
+from drbode.record import versions
+from drbode.training.checksums import load_tensors, save_tensors
 from drbode.trees import Forest, Tree, pack, within
 
 SOFTWARE = ("torch", "transformers", "peft", "bitsandbytes")
@@ -31,29 +32,56 @@ def with_reference(
 
     With `base`, the tensors that the run began with, under these, an adapter switched off. Kept in
     `cache` under a digest of all they depend on (weights and how they are held, tokens, precision,
-    software), so that a sweep over what the reference does not see pays once.
+    software), so that a sweep over what the reference does not see pays once. Raises BadInput where
+    one of them is not finite.
     """
 
-    def compute() -> Tensor:
-        return _logps(policy, split.trees, max_tokens, machine)
-
     path = cache / f"{_digest(policy, split.trees, machine, base)}.safetensors"
-    if path.is_file():
-        logps = read_tensors(path, "delete it, and it is computed again")["logps"]
-    else:
-        if base is None:
-            logps = compute()
-        elif isinstance(policy.network, PeftModel):
-            with policy.network.disable_adapter():
-                logps = compute()
-        else:
-            own = {name: tensor.to(policy.device) for name, tensor in base.items()}
-            logps = policy.under(own, compute)
-        with whole(path) as draft:
-            save_file({"logps": logps}, draft)
+    logps = _kept(path)
+    if logps is None:
+        logps = _computed(policy, split.trees, max_tokens, machine, base)
+        save_tensors({"logps": logps}, path)
     numbers = iter(logps.tolist())
     trees = (t._replace(reference=tuple(next(numbers) for _ in t.completions)) for t in split.trees)
     return Split(Forest(trees), split.ledger)
+
+
+def _kept(path: Path) -> Tensor | None:
+    """What was computed before; None where nothing was, or where the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return load_tensors(path, "it is computed again")["logps"]
+    except BadInput as error:
+        print(error)
+        return None
+
+
+def _computed(
+    policy: Policy,
+    trees: Sequence[Tree],
+    max_tokens: int,
+    machine: Machine,
+    base: Mapping[str, Tensor] | None,
+) -> Tensor:
+    def compute() -> Tensor:
+        return _logps(policy, trees, max_tokens, machine)
+
+    if base is None:
+        logps = compute()
+    elif isinstance(policy.network, PeftModel):
+        with policy.network.disable_adapter():
+            logps = compute()
+    else:
+        tensors = {name: tensor.to(policy.device) for name, tensor in base.items()}
+        logps = policy.under(tensors, compute)
+    if not torch.isfinite(logps).all():
+        raise BadInput(
+            "dpo: a log-probability under the reference policy is NaN or infinite; look for such "
+            "numbers in the weights of model.path, and for a value that is too large in the "
+            "settings of the method (such as lora.alpha)"
+        )
+    return logps
 
 
 @torch.no_grad()

@@ -7,35 +7,40 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from safetensors.torch import save_file
 
 from drbode.config import STAGES, BadInput, Stage, StageConfig
-from drbode.models.base import Policy, read_tensors
+from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
-from drbode.record import StageResult, whole
+from drbode.record import StageResult
 from drbode.training import checkpoints
 from drbode.training.callbacks import CsvLogger, PeakMemory, StageBar, StageCheckpoint
 from drbode.training.checkpoints import Checkpoints
+from drbode.training.checksums import load_tensors, read_checked, save_tensors, write_checked
 from drbode.training.context import StageContext, Training
+from drbode.training.finite import all_finite, not_finite
 from drbode.training.module import TrainingModule
 
 LAST = "last.safetensors"  # the trainable tensors as the stage handed them on
 HEAD = "head"  # beside them, of a reward model
+ENDED = "ended.json"  # what the stage came to; written last, it says that the stage has ended
 
 
 def run_stage(context: StageContext[Any]) -> tuple[StageResult, RewardModel | None]:
     """Trains the policy in place; a stage that leaves a reward model returns it beside its result.
 
     Such a stage leaves the policy as it was. Where an interrupted run of the stage left checkpoints
-    in the context's folder, it goes on from the newest.
+    in the context's folder, it goes on from the newest; a stage that had ended is not trained
+    again. Raises BadInput where a loss, a gradient or a weight is not finite.
     """
+    if (ended := _ended(context)) is not None:
+        return ended, restore_stage(context.policy, context.folder)
     policy, traits = context.policy, context.traits
     lightning.seed_everything(context.run.seed, verbose=False)
     aside = traits.leaves == "reward model"
@@ -43,14 +48,37 @@ def run_stage(context: StageContext[Any]) -> tuple[StageResult, RewardModel | No
     with nullcontext() if traits.dropout else policy.without_dropout():
         training = _implementation(context.stage).build(context)
         result = _fit(context, training)
+    training.module.check_finite()
     tensors = policy.state()
     reward = training.module.reward_model()
     if reward is not None:
         tensors[HEAD] = reward.head.cpu()
         policy.load_state(before)
-    with whole(context.folder / LAST) as draft:
-        save_file(tensors, draft)
+    save_tensors(tensors, context.folder / LAST)
+    logged = training.module.progress.logged
+    write_checked(context.folder / ENDED, {"result": asdict(result), "logged": logged})
     return result, reward
+
+
+def _ended(context: StageContext[Any]) -> StageResult | None:
+    """What the stage came to, where it ended before its run was interrupted."""
+    path = context.folder / ENDED
+    if not path.is_file():
+        return None
+    try:
+        ended = read_checked(path)
+        result = StageResult(**ended["result"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}: is damaged ({error}); {checkpoints.REMEDY}") from None
+    _forget_metrics(context, ended["logged"])
+    return result
+
+
+def _forget_metrics(context: StageContext[Any], logged: int) -> None:
+    """Leaves the stage's first metrics: an interrupted run may have logged more than it kept."""
+    for logger in context.run.loggers:
+        if isinstance(logger, CsvLogger):
+            logger.keep_first(context.stage, logged)
 
 
 def check_stage(stage: Stage, config: StageConfig, policy: Policy) -> None:
@@ -65,7 +93,7 @@ def restore_stage(policy: Policy, folder: Path) -> RewardModel | None:
     Of a stage that left a reward model, and the policy alone, it returns the model.
     """
     path = folder / LAST
-    tensors = read_tensors(path, "use force=true to start over")
+    tensors = load_tensors(path, "use force=true to start over")
     head = tensors.pop(HEAD, None)
     if head is None:
         try:
@@ -107,15 +135,18 @@ def _fit(context: StageContext[Any], training: Training) -> StageResult:
     checkpoint = _newest(context.folder)
     done = 0 if checkpoint is None else int(checkpoint.stem)
     loader.start = done // rhythm.steps_a_batch
-    for logger in run.loggers:
-        if isinstance(logger, CsvLogger):
-            logger.forget_after(context.step_offset + done)
+    logged = 0
+    if checkpoint is not None:
+        logged = checkpoints.read(checkpoint, module.state_dict())["drbode"]["progress"]["logged"]
+    _forget_metrics(context, logged)
+    _check_weights(context)
+    context.folder.mkdir(parents=True, exist_ok=True)  # the run keeps what it has logged from here
     with _quiet(), _ctrl_c():
         trainer = _trainer(context, training, rhythm, [memory, *([best] if held_out else [])])
         if held_out and checkpoint is None and module.validates_first:
             trainer.validate(module, held_out, verbose=False)
         trainer.fit(module, loader, held_out, ckpt_path=checkpoint, weights_only=True)
-        if held_out and module.validated_at != module.optimizer_steps:
+        if held_out and module.progress.validated_at != module.progress.steps:
             trainer.validate(module, held_out, verbose=False)
     if config.keep_best and held_out:
         _take_best(best, module)
@@ -123,19 +154,26 @@ def _fit(context: StageContext[Any], training: Training) -> StageResult:
     return _result(context, module, memory.peak_gib)
 
 
+def _check_weights(context: StageContext[Any]) -> None:
+    """Raises BadInput where the stage would begin with weights that are not finite."""
+    if not all_finite(context.policy.network.parameters()):
+        raise not_finite(context.stage, "weights", 0, learned=False)
+
+
 def _result(context: StageContext[Any], module: TrainingModule, peak_gib: float) -> StageResult:
-    after = {name: value for name, value in module.validation.items() if name != "loss"}
-    before = {f"{n}_before": value for n, value in module.before.items() if n != "loss"}
+    progress = module.progress
+    after = {name: value for name, value in progress.validation.items() if name != "loss"}
+    before = {f"{n}_before": value for n, value in progress.before.items() if n != "loss"}
     return StageResult(
-        steps=module.optimizer_steps,
-        tokens=module.tokens_seen,
-        seconds=module.seconds,
-        tokens_per_second=module.tokens_seen / module.seconds,
+        steps=progress.steps,
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        tokens_per_second=progress.tokens / progress.seconds,
         peak_memory_gib=peak_gib,
-        train_loss=module.train_metrics["loss"],
-        validation_loss=module.validation.get("loss"),
+        train_loss=progress.train["loss"],
+        validation_loss=progress.validation.get("loss"),
         measures=after | before,
-        ended_by=_ended_by(context.config, module.optimizer_steps < module.steps),
+        ended_by=_ended_by(context.config, progress.steps < module.steps),
         optimizer=context.config.optimizer,
         dropout="as configured" if context.traits.dropout else "off",
         warnings=module.warnings(),
@@ -173,7 +211,7 @@ def _trainer(
         val_check_interval=rhythm.validate_every,
         limit_val_batches=None if validates else 0,
         use_distributed_sampler=False,
-        plugins=[Checkpoints(training.module.state_dict)],
+        plugins=[Checkpoints(training.module)],
     )
 
 
@@ -209,13 +247,13 @@ def _best(folder: Path) -> ModelCheckpoint:
 def _take_best(best: ModelCheckpoint, module: TrainingModule) -> None:
     """Puts the best tensors back in place, unless the last ones are as good."""
     score = best.best_model_score
-    if score is None or module.validation["loss"] <= float(score):
+    if score is None or module.progress.validation["loss"] <= float(score):
         return
     state = checkpoints.read(Path(best.best_model_path), module.state_dict())["state_dict"]
     with torch.no_grad():
         for name, parameter in module.trainable().items():
             parameter.copy_(state[name])
-    module.validation = module.best_validation
+    module.progress.validation = module.progress.best_validation
 
 
 @contextmanager
@@ -239,8 +277,8 @@ def _ctrl_c() -> Iterator[None]:
 
 def _newest(folder: Path) -> Path | None:
     """The checkpoint of the most steps that an interrupted run of this stage left."""
-    found = sorted(folder.glob("[0-9]*.ckpt"), key=lambda path: int(path.stem))
-    return found[-1] if found else None
+    left = sorted(folder.glob("[0-9]*.ckpt"), key=lambda path: int(path.stem))
+    return left[-1] if left else None
 
 
 def _ended_by(config: StageConfig, early: bool) -> str:

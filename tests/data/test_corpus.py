@@ -26,7 +26,7 @@ from drbode.data.splits import StageRows
 from drbode.models.base import Policy, bodinho_folder
 from drbode.training.cpt import CPTModule
 from drbode.trees import Batch, Completion, Tree, pack
-from tests.conftest import VOCABULARY, asked, tiny
+from tests.conftest import VOCABULARY, settings, tiny
 
 TEXTS = ["A dengue é uma doença. " * n for n in (1, 9, 3, 5, 2)] + ["Não há ação sem pão."]
 
@@ -47,7 +47,7 @@ def letters(*extra: str) -> PreTrainedTokenizerFast:
 
 
 def cpt(**changes: Any) -> CptConfig:
-    block = asked("stages=cpt").cpt
+    block = settings("stages=cpt").cpt
     data = {k.removeprefix("data_"): v for k, v in changes.items() if k.startswith("data_")}
     replay = {k.removeprefix("replay_"): v for k, v in changes.items() if k.startswith("replay_")}
     own = {k: v for k, v in changes.items() if not k.startswith(("data_", "replay_"))}

@@ -27,7 +27,7 @@ from drbode.data.prompts import Rendered
 from drbode.data.rows import parse_chat
 from drbode.data.sources import Record
 from drbode.trees import Completion, Tree
-from tests.conftest import asked
+from tests.conftest import settings
 
 
 def row(number: int, prompt: str = "", answer: str = "") -> Row:
@@ -174,7 +174,7 @@ def measure(rows: Iterable[Sequence[Tree]]) -> list[Difficulty]:
 
 
 def curated(found: Sequence[Record], by: str, count: int = 5, seed: int = 0) -> Curation:
-    config = asked(f"sft.curation={by}", f"sft.curation_n={count}").sft
+    config = settings(f"sft.curation={by}", f"sft.curation_n={count}").sft
     curation = Curation(config, seed)
     curation.screen(found, render)
     curation.split = curation.finish(measure)  # type: ignore[attr-defined]

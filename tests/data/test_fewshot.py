@@ -26,7 +26,7 @@ REWRITES = (
 )
 
 
-def asked(**changes: Any) -> BenchmarkConfig:
+def benchmark_settings(**changes: Any) -> BenchmarkConfig:
     tree = config.compose("evaluate", ["benchmark.num_fewshot=2"])
     return replace(config.build(config.EvaluateConfig, tree).benchmark, **changes)
 
@@ -46,7 +46,7 @@ def pool(tmp_path: Path, stems: list[str]) -> str:
 
 
 def chosen(questions: list[Question], **changes: Any) -> list[list[str]]:
-    found, _ = with_examples(questions, asked(**changes), "default")
+    found, _ = with_examples(questions, benchmark_settings(**changes), "default")
     return [[example.stem for example in q.examples] for q in found]
 
 
@@ -78,16 +78,20 @@ def test_fixed_are_the_same_and_random_are_each_questions_own(tmp_path: Path) ->
 def test_a_question_of_the_benchmark_is_no_example(tmp_path: Path) -> None:
     path = pool(tmp_path, [*STEMS[1:], "Qual o agente -- da DÉNGUE?!"])
     found, kept = with_examples(
-        [question(STEMS[0])], asked(fewshot_path=path, num_fewshot=3), "default"
+        [question(STEMS[0])], benchmark_settings(fewshot_path=path, num_fewshot=3), "default"
     )
     assert (len(kept.questions), kept.shared) == (3, 1)
     assert {e.stem for e in found[0].examples} == set(STEMS[1:])
     with pytest.raises(
         BadInput, match=r"expected at most 3, for .* benchmark asks 1 itself, got 4"
     ):
-        with_examples([question(STEMS[0])], asked(fewshot_path=path, num_fewshot=4), "default")
+        with_examples(
+            [question(STEMS[0])], benchmark_settings(fewshot_path=path, num_fewshot=4), "default"
+        )
     with pytest.raises(BadInput, match="fewshot_path: there is no file nowhere"):
-        with_examples([question(STEMS[0])], asked(fewshot_path="nowhere.jsonl"), "default")
+        with_examples(
+            [question(STEMS[0])], benchmark_settings(fewshot_path="nowhere.jsonl"), "default"
+        )
 
 
 def test_a_question_of_the_benchmark_with_a_word_changed_is_no_example(tmp_path: Path) -> None:
@@ -97,7 +101,9 @@ def test_a_question_of_the_benchmark_with_a_word_changed_is_no_example(tmp_path:
     path = pool(tmp_path, [form.format("a dengue").replace("assunto", "tema"), *others])
     benchmark = [question(form.format(name)) for name in ("a dengue", "a gripe", "a sífilis")]
     benchmark += [question(f"quantos ossos tem {name}?") for name in ("a mão", "o pé", "a face")]
-    _, kept = with_examples(benchmark, asked(fewshot_path=path, num_fewshot=2), "default")
+    _, kept = with_examples(
+        benchmark, benchmark_settings(fewshot_path=path, num_fewshot=2), "default"
+    )
     assert [own.stem for own in kept.questions] == others
 
 

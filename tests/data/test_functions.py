@@ -17,7 +17,7 @@ from drbode.evaluation.benchmarks import load_benchmark
 from drbode.evaluation.forgetting import load_general
 from drbode.models.base import describe
 from drbode.models.machine import Machine
-from tests.conftest import asked
+from tests.conftest import settings
 
 SOURCE = '''
 from drbode.data import bodinho
@@ -118,7 +118,7 @@ def test_every_stage_reads_them_as_it_reads_a_file(
     function = name.partition("=")[2]
     ledgers = []
     for train, validation in ((function, function), ("train.jsonl", "validation.jsonl")):
-        run = asked(
+        run = settings(
             f"stages={stage}",
             "method=full",
             *[word for word in words if word != name],
@@ -139,7 +139,7 @@ def test_the_benchmark_its_examples_and_general_knowledge_read_them() -> None:
     words = ["benchmark.path=my_rows:questions", "benchmark.split=validation"]
     words += ["benchmark.num_fewshot=2", "benchmark.fewshot_path=my_rows:questions"]
     words += ["forgetting.questions_path=my_rows:questions", "forgetting.text_path=my_rows:texts"]
-    run = asked(*words)
+    run = settings(*words)
     benchmark = load_benchmark(run.benchmark)
     stems = [q["enunciado"] for q in QUESTIONS["validation"]()[:12]]
     assert [row.stem for row in benchmark.rows] == stems  # type: ignore[union-attr]
@@ -153,7 +153,7 @@ def test_the_benchmark_its_examples_and_general_knowledge_read_them() -> None:
 
 
 def test_a_run_is_another_one_when_the_functions_code_changes() -> None:
-    run = asked("sft.data.path=my_rows:chats")
+    run = settings("sft.data.path=my_rows:chats")
     name, stage = run.run_name(), run.stage_identity("sft")
     Path("my_rows.py").write_text(SOURCE + "# changed\n")
     assert run.run_name() != name

@@ -59,35 +59,35 @@ def hub(folder: Path, rows: list[dict[str, Any]], kind: str) -> str:
     return str(folder)
 
 
-def asked(*overrides: str) -> TrainConfig:
+def settings(*overrides: str) -> TrainConfig:
     words = ["data=drbode", *overrides]
     return config.load(config.compose("train", words), words)
 
 
 def test_the_group_names_the_sets_of_the_study_and_pins_nothing_by_itself() -> None:
-    run = asked()
+    run = settings()
     assert run.sft.data.path == "recogna-nlp/drbode240_dataset"
     preferences = [run.dpo.data, run.reward.data, run.ppo.data]
     assert {d.path for d in preferences} == {"recogna-nlp/dpo-mmlu-ptbr"}
     assert run.benchmark.path == "recogna-nlp/drbodebench"
     sources = [run.sft.data, *preferences, run.benchmark]
     assert {(s.split, s.revision) for s in sources} == {("train", None)}
-    pinned = asked("sft.data.revision=4f1c", "benchmark.revision=99ab")
+    pinned = settings("sft.data.revision=4f1c", "benchmark.revision=99ab")
     assert (pinned.sft.data.revision, pinned.benchmark.revision) == ("4f1c", "99ab")
     assert pinned.run_name() != run.run_name()
 
 
 def test_what_is_asked_of_the_benchmark_wins_over_the_group() -> None:
-    assert asked("benchmark=letter").benchmark.protocol == "letter"
-    assert asked("benchmark=letter").benchmark.path == "recogna-nlp/drbodebench"
-    own = asked("benchmark.path=bodinho", "benchmark.split=validation").benchmark
+    assert settings("benchmark=letter").benchmark.protocol == "letter"
+    assert settings("benchmark=letter").benchmark.path == "recogna-nlp/drbodebench"
+    own = settings("benchmark.path=bodinho", "benchmark.split=validation").benchmark
     assert (own.path, own.split) == ("bodinho", "validation")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 def test_the_benchmark_drops_what_is_null_empty_or_blank(kind: str, tmp_path: Path) -> None:
     path = hub(tmp_path / "bench", QUESTIONS, kind)
-    found = load_benchmark(asked(f"benchmark.path={path}").benchmark).rows
+    found = load_benchmark(settings(f"benchmark.path={path}").benchmark).rows
     assert [list(q.alternatives) for q in found] == [list("ABCD")] * 3 + [list("ABCDE")]
     assert [q.blank for q in found] == [{"E": "None"}, {"E": ""}, {"E": ""}, {}]
     assert [q.answer for q in found] == ["B", "B", "B", "E"]
@@ -102,7 +102,7 @@ def test_every_stage_reads_its_set_and_only_the_columns_it_needs(
 ) -> None:
     path = hub(tmp_path / "rows", SFT if stage == "sft" else PAIRS, kind)
     score = ["ppo.reward=some:function"] if stage == "ppo" else []
-    run = asked(f"stages=[{stage}]", f"{stage}.data.path={path}", *score)
+    run = settings(f"stages=[{stage}]", f"{stage}.data.path={path}", *score)
     fields: list[set[str]] = []
     digest = sources.digest
 
@@ -144,7 +144,7 @@ def test_a_missing_column_is_named_beside_those_there(
     row.pop(None, None)
     path = hub(tmp_path / "rows", [row] * 2, "json" if kind == "json" else "parquet")
     path += "/train-00000.parquet" if kind == "file" else ""
-    run = asked(f"stages=[{stage}]", f"{stage}.data.path={path}")
+    run = settings(f"stages=[{stage}]", f"{stage}.data.path={path}")
     with pytest.raises(BadInput) as caught:
         StageRows(stage, run.stage(stage), Renderer(Words(), 64), seed=0, cache=tmp_path).splits()
     expected = f"{stage}.data.path: {path} has no column {missing}; expected "

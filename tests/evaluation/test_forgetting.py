@@ -22,7 +22,7 @@ from drbode.evaluation.forgetting import (
 )
 from drbode.models.base import Policy, load_policy
 from drbode.models.machine import Machine
-from tests.conftest import asked
+from tests.conftest import settings
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 TEXTS = ["São Luís é a capital do Maranhão.", "O código de duas letras do Acre é AC. " * 3]
@@ -30,7 +30,7 @@ TEXTS = ["São Luís é a capital do Maranhão.", "O código de duas letras do A
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return load_policy(asked().model, torch.float32, "sdpa")
+    return load_policy(settings().model, torch.float32, "sdpa")
 
 
 def test_bits_are_those_of_a_plain_pass_a_document_at_a_time(policy: Policy) -> None:
@@ -74,7 +74,7 @@ def test_the_change_of_a_ratio_by_hand() -> None:
 
 def test_forgetting_is_the_accuracy_lost(policy: Policy) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
-    run = asked()
+    run = settings()
     general = load_general(run.forgetting, run.benchmark, renderer, CPU, "default")
     assert general.as_dict()["questions"] > 100
     few = replace(
@@ -95,7 +95,7 @@ def test_forgetting_is_the_accuracy_lost(policy: Policy) -> None:
 
 def test_either_measure_can_be_left_out(policy: Policy) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
-    run = asked("forgetting.questions_path=null", "forgetting.text_path=null")
+    run = settings("forgetting.questions_path=null", "forgetting.text_path=null")
     general = load_general(run.forgetting, run.benchmark, renderer, CPU, "default")
     assert summarise(*2 * [measure(policy, renderer, general)]) == {}
     words = ["forgetting.questions_path=null", "forgetting.text_path=null", "forgetting.split=x"]

@@ -23,7 +23,7 @@ from drbode.evaluation.scorers import contains_reference, exact_match, scores_of
 from drbode.evaluation.statistics import wilson
 from drbode.models.base import Policy, load_policy
 from drbode.models.machine import Machine
-from tests.conftest import asked
+from tests.conftest import settings
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 SCORERS = '''
@@ -85,17 +85,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return load_policy(asked().model, torch.float32, "sdpa")
+    return load_policy(settings().model, torch.float32, "sdpa")
 
 
-def settings(*words: str) -> BenchmarkConfig:
+def benchmark_settings(*words: str) -> BenchmarkConfig:
     overrides = ["benchmark=written", "benchmark.max_new_tokens=5", *words]
     return config.build(EvaluateConfig, config.compose("evaluate", overrides)).benchmark
 
 
 def written(rows: list[dict[str, Any]], *words: str) -> BenchmarkConfig:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return settings("benchmark.path=rows.jsonl", *words)
+    return benchmark_settings("benchmark.path=rows.jsonl", *words)
 
 
 def given(scores: list[float], answers: list[str] | None = None) -> list[ScoredAnswer]:
@@ -147,7 +147,7 @@ def test_a_row_that_cannot_be_asked_or_scored_is_refused(
 
 @pytest.mark.parametrize("split", ["test", "validation", "general"])
 def test_bodinhos_are_its_questions_with_the_text_of_the_right_answer(split: str) -> None:
-    prompts: Any = load_benchmark(settings(f"benchmark.split={split}")).rows
+    prompts: Any = load_benchmark(benchmark_settings(f"benchmark.split={split}")).rows
     questions = QUESTIONS[split]()
     assert [prompt_text(prompt) for prompt in prompts] == [q["enunciado"] for q in questions]
     assert [p.right for p in prompts] == [q["alternativas"][q["resposta"]] for q in questions]
@@ -262,9 +262,9 @@ def test_a_scorer_that_does_not_give_numbers_is_one_sentence(name: str, expected
 
 def test_a_scorer_is_looked_for_before_a_model_is_loaded() -> None:
     with pytest.raises(BadInput, match=r"benchmark.scorer: nowhere:score could not be imported"):
-        load_benchmark(settings("benchmark.scorer=nowhere:score"))
+        load_benchmark(benchmark_settings("benchmark.scorer=nowhere:score"))
     with pytest.raises(BadInput, match=r"benchmark.scorer: expected module:function or null"):
-        settings("benchmark.scorer=contains")
+        benchmark_settings("benchmark.scorer=contains")
 
 
 def test_it_is_another_benchmark_when_the_scorers_code_changes() -> None:

@@ -34,7 +34,7 @@ from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
 from drbode.record import of_open
 from drbode.session.prepare import open_prompts
-from tests.conftest import asked
+from tests.conftest import settings
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 CAUTIOUS = "x. Procure um profissional de saúde."
@@ -269,7 +269,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_line(
 def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Path) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     words = (stages, "ppo.reward=drbode.data.answers:gold_score") if "ppo" in stages else (stages,)
-    prompts = open_prompts(asked(*words, "open.prompts=20"), renderer)
+    prompts = open_prompts(settings(*words, "open.prompts=20"), renderer)
     assert prompts is not None
     test = {row["prompt"] for row in PAIRS["test"]()}
     assert len(prompts.rows) == 20
@@ -279,7 +279,7 @@ def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Pat
     rows = [pair(f"p{n}") for n in range(10)] + [pair("dengue " * 2100 + str(n)) for n in range(10)]
     path = write(tmp_path / "x.jsonl", rows)
     words = (*words, f"{stage}.data.path={path}", f"{stage}.data.validation_share=0.5")
-    run = asked(*words)
+    run = settings(*words)
     prompts = open_prompts(run, renderer)
     assert prompts is not None
     trained, held = read_rows(
@@ -303,4 +303,4 @@ def test_a_run_without_preferences_or_rows_held_out_asks_nothing(
         ("stages=dpo", "open.prompts=0"),
         ("stages=dpo", *unheld),
     ):
-        assert open_prompts(asked(*words), renderer) is None
+        assert open_prompts(settings(*words), renderer) is None

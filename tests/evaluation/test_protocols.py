@@ -16,17 +16,17 @@ from drbode.data.prompts import Renderer
 from drbode.evaluation import benchmarks
 from drbode.models.base import Policy, load_policy
 from drbode.models.machine import Machine
-from tests.conftest import asked
+from tests.conftest import settings
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return load_policy(asked().model, torch.float32, "sdpa")
+    return load_policy(settings().model, torch.float32, "sdpa")
 
 
-def settings(protocol: str, *words: str) -> BenchmarkConfig:
+def benchmark_settings(protocol: str, *words: str) -> BenchmarkConfig:
     few = [f"benchmark={protocol}", "benchmark.questions=3", *words]
     return config.build(EvaluateConfig, config.compose("evaluate", few)).benchmark
 
@@ -35,7 +35,7 @@ def settings(protocol: str, *words: str) -> BenchmarkConfig:
 def test_each_protocol_has_its_yaml_and_answers_on_the_shipped_model(
     policy: Policy, protocol: str
 ) -> None:
-    benchmark = settings(protocol)
+    benchmark = benchmark_settings(protocol)
     assert benchmark.protocol == protocol
     traits = benchmark.traits
     loaded = load_function(traits.load, "", "")(benchmark, "default", "benchmark.path")
@@ -62,18 +62,18 @@ def test_what_asks_encoders_is_there(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_options_that_a_protocol_does_not_read_follow_from_its_traits(protocol: str) -> None:
-    traits, unread = PROTOCOLS[protocol], settings(protocol).unread()
+    traits, unread = PROTOCOLS[protocol], benchmark_settings(protocol).unread()
     assert ("max_new_tokens" in unread) != traits.writes
     assert ("scorer" in unread) != traits.scored
     assert ("against" in unread) == ("reward" in unread) == traits.of_runs
     assert ("num_fewshot" in unread) != traits.examples
-    assert settings(protocol).answer_tokens == (traits.limit or 64)
+    assert benchmark_settings(protocol).answer_tokens == (traits.limit or 64)
 
 
 def test_general_questions_are_asked_by_a_protocol_that_reads_questions() -> None:
     for protocol in PROTOCOLS:
         expected = protocol if PROTOCOLS[protocol].reads == "question" else "alternatives"
-        assert settings(protocol).question_protocol == expected
+        assert benchmark_settings(protocol).question_protocol == expected
 
 
 def test_an_encoder_is_not_asked_to_write() -> None:

@@ -15,13 +15,9 @@ import pytest
 from drbode import config, train
 from drbode.config import BadInput
 from tests.conftest import NO_GENERAL
+from tests.extend.readme import block
 
-# Identity preference optimisation with a target of one's own for the mean margin.
-SOURCE = '''
-def squared(pairs, beta, target=1.0):
-    """(beta x mean margin - target)^2, of each pair."""
-    return (beta * pairs.mean_margin - target) ** 2
-'''
+SOURCE = block("my_losses.py")
 QUICK = [
     *NO_GENERAL,
     "stages=dpo",

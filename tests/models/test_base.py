@@ -9,7 +9,7 @@ from drbode import config
 from drbode.config import ModelConfig
 from drbode.models.base import Policy, load_policy, speaking_as
 from drbode.models.methods import wrap
-from tests.conftest import asked, tiny
+from tests.conftest import settings, tiny
 
 IDS = torch.arange(5, 45)[None]
 
@@ -41,7 +41,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number, (name, words) in enumerate(kinds.items(), 1):
         policy = load(model("bodinho"))
         rank = () if name == "rank" else ("lora.r=4",)
-        wrap(policy, asked("method=lora", *rank, *words).tuning())
+        wrap(policy, settings("method=lora", *rank, *words).tuning())
         torch.manual_seed(number)
         for parameter in policy.trainable().values():
             parameter.data += 0.1 * torch.randn_like(parameter)

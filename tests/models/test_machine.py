@@ -10,7 +10,7 @@ import torch
 
 from drbode.config import METHODS
 from drbode.models import machine
-from tests.conftest import asked
+from tests.conftest import settings
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -62,7 +62,7 @@ def test_on_a_gpu_frozen_weights_are_bf16_and_a_quantized_base_has_a_paged_optim
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(machine, "keep_memory", lambda: None)
-    config = asked("trainer.threads=1")
+    config = settings("trainer.threads=1")
     frozen = [machine.resolve(config.trainer, config.model, traits) for traits in METHODS.values()]
     assert [one.dtype == "bf16" for one in frozen] == [m.adapter for m in METHODS.values()]
     on_gpu = machine.resolve(config.trainer, config.model, None)  # nothing trains

@@ -20,7 +20,7 @@ from drbode.models.machine import Machine
 from drbode.models.methods import wrap
 from drbode.objectives.mlm import nsp_loss
 from drbode.trees import Completion, Tree, pack
-from tests.conftest import VOCABULARY, asked, tiny
+from tests.conftest import VOCABULARY, settings, tiny
 
 RATES = "+model.learning_rates.peft={sft: 1, mlm: 1}"  # which are not read here
 # What asks for a method; in capitals, tuners of peft's.
@@ -52,7 +52,7 @@ class NoTokenizer:
 
 
 def words(method: Method, *more: str) -> Any:
-    return asked(*WORDS[method], *more)
+    return settings(*WORDS[method], *more)
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_saved_it_is_found_again_by_its_folder(
     policy = wrapped(family, method)
     trained(policy)
     policy.save(tmp_path / "saved")
-    config = asked(f"model.path={tmp_path / 'saved'}", "method=full").model
+    config = settings(f"model.path={tmp_path / 'saved'}", "method=full").model
     again = load_policy(config, torch.float32, "sdpa", 0, quantization_of(config), kind=None)
     again.network.eval()
     torch.testing.assert_close(generated(again), generated(policy), atol=1e-6, rtol=0)
@@ -382,7 +382,7 @@ def test_lora_variants_start_at_the_base_and_are_found_again(
     assert any("lora_magnitude" in n for n in policy.trainable()) == dora
     trained(policy)
     policy.save(tmp_path / "saved")
-    config = asked(f"model.path={tmp_path / 'saved'}", "method=full").model
+    config = settings(f"model.path={tmp_path / 'saved'}", "method=full").model
     again = load_policy(config, torch.float32, "sdpa")
     again.network.eval()
     torch.testing.assert_close(generated(again), generated(policy), atol=1e-4, rtol=0)
@@ -443,7 +443,7 @@ def test_an_adapter_is_trained_further_in_its_own_shape(
         wrap(again, words(other).tuning())
     if method == "lora":
         with pytest.raises(BadInput, match=r"lora.r: .* r 4, got 8; set lora.r=4"):
-            wrap(again, asked("method=lora", "lora.r=8").tuning())
+            wrap(again, settings("method=lora", "lora.r=8").tuning())
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "adapter", "bitfit", "IA3"])
@@ -502,7 +502,7 @@ BESIDE = {"VBLORA": 2e-2}  # begins there, as conf/method/block/peft.yaml says
 
 def tuned(kind: str, options: str | None = None, *more: str) -> Any:
     set_options = () if options is None else (f"peft.options={options}",)
-    return asked("method=peft", f"peft.type={kind}", *set_options, RATES, *more)
+    return settings("method=peft", f"peft.type={kind}", *set_options, RATES, *more)
 
 
 @pytest.mark.filterwarnings("ignore")  # tuners' own: of CUDA, of what cannot be merged

@@ -36,7 +36,7 @@ from drbode.training.context import StageContext
 from drbode.training.mlm import MLMModule
 from drbode.training.stages import run_stage
 from drbode.trees import Completion, Forest, Tree
-from tests.conftest import VOCABULARY, asked, run_context, tiny
+from tests.conftest import VOCABULARY, run_context, settings, tiny
 
 MASK, START, END = 96, 95, 94
 SPECIAL = {MASK, START, END, 93}
@@ -59,7 +59,7 @@ class Vocabulary:
 
 
 def block(**changes: Any) -> MlmConfig:
-    plain = asked("stages=mlm", "model=bertinho", "method=full").mlm
+    plain = settings("stages=mlm", "model=bertinho", "method=full").mlm
     small = {
         "learning_rate": 3e-3,
         "optimizer": "adamw",
@@ -87,7 +87,7 @@ def rows(count: int, segments: int, seed: int = 0) -> Forest:
 def policy(method: Any = "full", nsp: bool = False) -> Policy:
     made = Policy(tiny("bert"), Vocabulary())
     words = ["stages=mlm", "model=bertinho", f"method={method}", f"mlm.nsp={nsp}"]
-    wrap(made, asked(*words).tuning())
+    wrap(made, settings(*words).tuning())
     return made
 
 
@@ -364,7 +364,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     sums = MLMModule.sums
 
     def stops(self: Any, batch: Any) -> Any:
-        if self.optimizer_steps == 7:
+        if self.progress.steps == 7:
             raise RuntimeError("the power goes out")
         return sums(self, batch)
 
@@ -432,7 +432,7 @@ QUESTION = {
 @cache
 def bertinho() -> Policy:
     words = ("stages=mlm", "model=bertinho", "method=full")
-    return load_policy(asked(*words).model, torch.float32, "sdpa", 0, kind="encoder")
+    return load_policy(settings(*words).model, torch.float32, "sdpa", 0, kind="encoder")
 
 
 def test_an_encoder_answers_by_the_mean_logp_of_an_alternative() -> None:
@@ -441,7 +441,7 @@ def test_an_encoder_answers_by_the_mean_logp_of_an_alternative() -> None:
         for parameter in made.network.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(0))
     question = parse_question(QUESTION, "here")
-    benchmark = asked("stages=mlm", "model=bertinho", "method=full").benchmark
+    benchmark = settings("stages=mlm", "model=bertinho", "method=full").benchmark
     tokenizer = made.tokenizer
     for limit in (64, 12):
         (answer,) = benchmarks.answer(made, Renderer(tokenizer, limit), [question], benchmark, CPU)

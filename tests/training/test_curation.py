@@ -14,7 +14,7 @@ from drbode.models.base import Policy
 from drbode.models.methods import wrap
 from drbode.training.curation import difficulty
 from drbode.trees import Completion, Tree
-from tests.conftest import NO_GENERAL, asked, run_context, tiny, words
+from tests.conftest import NO_GENERAL, run_context, settings, tiny, words
 
 
 def tree(prompt: list[int], answer: list[int], learned: int | None = None) -> Tree:
@@ -44,7 +44,7 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
         [tree([5, 6], [7, *own], learned=4)],
     ]
     policy = Policy(tiny("qwen3"), words())
-    wrap(policy, asked("lora.dropout=0.5").tuning())
+    wrap(policy, settings("lora.dropout=0.5").tuning())
     policy.network.train()
     machine = run_context(tmp_path).machine
     found = difficulty(policy, iter(rows), 4096, machine)

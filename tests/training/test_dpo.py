@@ -19,7 +19,7 @@ from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Completion, Tree, pack
-from tests.conftest import asked, run_context, tiny, words
+from tests.conftest import run_context, settings, tiny, words
 
 LN2 = 0.693147
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
@@ -38,7 +38,7 @@ def stage(name: str, **changes: Any) -> StageConfig:
         "checkpoints": 0,
         "max_tokens": 100,
     }
-    block: StageConfig = getattr(asked(), name)
+    block: StageConfig = getattr(settings(), name)
     return replace(block, **small | changes)
 
 
@@ -64,7 +64,7 @@ def pairs(count: int = 8) -> Split:
 def policy(method: Method = "lora", dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), words())
     lora = ("lora.r=4", f"lora.dropout={dropout}") if method == "lora" else ()
-    wrap(made, asked(f"method={method}", *lora).tuning())
+    wrap(made, settings(f"method={method}", *lora).tuning())
     return made
 
 
@@ -266,10 +266,10 @@ def test_without_held_out_pairs_the_last_training_pairs_are_looked_at() -> None:
     made = dpo.DPOModule(
         policy(), "dpo", dpo_stage(), steps=1, step_offset=0, machine=CPU, end=1, prompts=[]
     )
-    made.train_metrics = {"chosen_gain_a_token": -0.51, "reward_accuracy": 1.0}
+    made.progress.train = {"chosen_gain_a_token": -0.51, "reward_accuracy": 1.0}
     (said,) = made.warnings()
     assert "on training pairs the chosen answers are 0.51 nats" in said
-    made.train_metrics["chosen_gain_a_token"] = -0.5
+    made.progress.train["chosen_gain_a_token"] = -0.5
     assert made.warnings() == []
 
 

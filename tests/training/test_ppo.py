@@ -23,10 +23,10 @@ from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Tree, pack
-from tests.conftest import asked, run_context, tiny, words
+from tests.conftest import run_context, settings, tiny, words
 
 TREES = [Tree([1, 2, n], []) for n in range(10)]
-PPO = replace(asked().ppo, rollouts=4, global_batch_size=2, inner_epochs=3)
+PPO = replace(settings().ppo, rollouts=4, global_batch_size=2, inner_epochs=3)
 
 
 def test_every_iteration_is_whole_and_the_steps_are_those_asked_for() -> None:
@@ -65,7 +65,7 @@ def ppo_stage(**changes: Any) -> PpoConfig:
         "checkpoints": 0,
         "missing_end_penalty": 0.0,
     }
-    return replace(asked().ppo, **small | changes)
+    return replace(settings().ppo, **small | changes)
 
 
 def prompts(count: int = 12) -> Split:
@@ -75,7 +75,7 @@ def prompts(count: int = 12) -> Split:
 
 def policy(dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), words())
-    wrap(made, asked("lora.r=4", f"lora.dropout={dropout}").tuning())
+    wrap(made, settings("lora.r=4", f"lora.dropout={dropout}").tuning())
     return made
 
 
@@ -141,7 +141,7 @@ def test_the_first_minibatch_of_an_iteration_has_ratio_1(
     def watched(self: PPOModule, minibatch: Any) -> Any:
         logps, _ = self.logps_and_values(minibatch.batch)
         ratio = (logps.detach() - minibatch.logps).exp()
-        found.append((self.optimizer_steps, float((ratio - 1).abs().max())))
+        found.append((self.progress.steps, float((ratio - 1).abs().max())))
         return sums(self, minibatch)
 
     monkeypatch.setattr(PPOModule, "sums", watched)

@@ -24,7 +24,7 @@ from drbode.training.context import StageContext
 from drbode.training.reward import RewardModule
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Tree, pack
-from tests.conftest import asked, run_context
+from tests.conftest import run_context, settings
 
 # Plain transformers and peft: a score for each sequence, one at a time and padded in one batch.
 PLAIN = """
@@ -54,8 +54,8 @@ print(json.dumps(found))
 
 
 def policy(method: Method) -> Policy:
-    made = load_policy(asked().model, torch.float32, "sdpa")
-    wrap(made, asked(f"method={method}").tuning())
+    made = load_policy(settings().model, torch.float32, "sdpa")
+    wrap(made, settings(f"method={method}").tuning())
     return made
 
 
@@ -83,7 +83,7 @@ def reward_stage(**changes: Any) -> RewardConfig:
         "validate_every": None,
         "checkpoints": 0,
     }
-    return replace(asked().reward, **small | changes)
+    return replace(settings().reward, **small | changes)
 
 
 def run(made: Policy, folder: Path, **changes: Any) -> tuple[StageResult, RewardModel]:

@@ -17,13 +17,13 @@ from drbode.training import stages
 from drbode.training.context import StageContext
 from drbode.training.stages import restore_stage, run_stage
 from drbode.trees import Completion, Tree
-from tests.conftest import VOCABULARY, asked, run_context, tiny
+from tests.conftest import VOCABULARY, run_context, settings, tiny
 
 CPU = Machine("cpu", "32-true", "fp32", "sdpa", 1)
 
 
 def block(**changes: Any) -> StageConfig:
-    plain = asked().sft
+    plain = settings().sft
     small = {
         "learning_rate": 1e-2,
         "optimizer": "adamw",
@@ -51,7 +51,7 @@ def split(count: int = 20) -> Split:
 def policy(method: Any = "lora", dropout: float = 0.0) -> Policy:
     made = Policy(tiny("qwen3"), None)
     lora = ("lora.r=4", f"lora.dropout={dropout}") if method == "lora" else ()
-    wrap(made, asked(f"method={method}", *lora).tuning())
+    wrap(made, settings(f"method={method}", *lora).tuning())
     return made
 
 

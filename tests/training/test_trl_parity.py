@@ -29,7 +29,7 @@ from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import LAST, run_stage
 from drbode.trees import Completion, Tree
-from tests.conftest import asked, run_context, tiny, words
+from tests.conftest import run_context, settings, tiny, words
 
 STEPS, ROWS_A_STEP, SEED = 20, 4, 3
 WARMUP_STEPS = 2
@@ -195,7 +195,7 @@ def test_twenty_steps_equal_trl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     network = tiny("qwen3")
     theirs_network = copy.deepcopy(network)
     policy = Policy(network, tokenizer=None)
-    wrap(policy, asked("lora.r=4", f"seed={SEED}").tuning())
+    wrap(policy, settings("lora.r=4", f"seed={SEED}").tuning())
     # peft starts B at zero, where A has no gradient; off it, every tensor matters from step one.
     torch.manual_seed(SEED)
     for parameter in policy.trainable().values():

@@ -31,7 +31,7 @@ from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.stages import run_stage
 from drbode.trees import Completion, Tree
-from tests.conftest import asked, run_context, tiny, words
+from tests.conftest import run_context, settings, tiny, words
 
 STEPS, PAIRS_A_STEP, SEED, BETA = 10, 4, 3, 0.3
 
@@ -111,7 +111,7 @@ def pairs() -> list[Tree]:
 def start(network: nn.Module) -> Policy:
     """The policy that a stage finds: an adapter that was trained before, so no tensor is zero."""
     policy = Policy(network, tokenizer=None)
-    wrap(policy, asked("lora.r=4", f"seed={SEED}").tuning())
+    wrap(policy, settings("lora.r=4", f"seed={SEED}").tuning())
     torch.manual_seed(SEED)
     for parameter in policy.trainable().values():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -208,7 +208,7 @@ def test_ten_steps_of_dpo_equal_trl(
     their_network = copy.deepcopy(network)
     policy, trees = start(network), pairs()
     begun = policy.state()
-    config = replace(asked().dpo, **COMMON, beta=BETA, nll_weight=0.0, **changes)
+    config = replace(settings().dpo, **COMMON, beta=BETA, nll_weight=0.0, **changes)
     loader = StepLoader(trees, config, SEED)
     assert len(loader) == STEPS
     assert any(len({len(b.targets) for b in step.batches}) > 1 for step in loader)
@@ -264,13 +264,13 @@ def test_ten_steps_of_a_reward_model_equal_trl(
 ) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     network = tiny("qwen3")
-    settings = copy.deepcopy(network.config)
-    settings.num_labels, settings.pad_token_id = 1, 0
-    classifier = Qwen3ForSequenceClassification(settings)
+    network_config = copy.deepcopy(network.config)
+    network_config.num_labels, network_config.pad_token_id = 1, 0
+    classifier = Qwen3ForSequenceClassification(network_config)
     classifier.model.load_state_dict(network.base_model.state_dict())
     policy, trees = start(network), pairs()
     begun = policy.state()
-    config = replace(asked().reward, **COMMON, centering=0.0)
+    config = replace(settings().reward, **COMMON, centering=0.0)
     loader = StepLoader(trees, config, SEED)
     ours, our_end = in_drbode(policy, "reward", config, trees, tmp_path / "drbode")
 
