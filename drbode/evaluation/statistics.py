@@ -26,6 +26,7 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} of {trials} is no proportion")
+    # Not scipy's binomtest(...).proportion_ci, which takes no fractions of successes.
     p = successes / trials
     scale = 1 + z * z / trials
     centre = (p + z * z / (2 * trials)) / scale
@@ -165,8 +166,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     1 without discordant pairs; 1 gained and 0 lost gives 1, 6 and 0 gives 2 / 64.
     """
     discordant = gained + lost
-    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**discordant))
+    return float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0
 
 
 def brier(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> float:
@@ -181,6 +181,7 @@ def expected_calibration_error(
     confidence: Sequence[float], correct: Sequence[bool], bins: int = 10
 ) -> float:
     """Mean gap between confidence and accuracy, over bins of equal width (Guo et al. 2017)."""
+    # Not torchmetrics', which puts a confidence of 1 into a bin of its own, and needs torch.
     sums = [[0.0, 0.0] for _ in range(bins)]
     for p, ok in zip(confidence, correct, strict=True):
         chosen = sums[min(bins - 1, int(p * bins))]

@@ -1,4 +1,4 @@
-"""Gathers the runs of the study: their records, PPO's rollouts, a table and the figure of C15.
+"""Gathers the runs of the study: their records, PPO's rollouts, a table and the figure of reward hacking.
 
 python experiments/rlhf_vs_dpo/make.py RUNS [RUNS ...]
 """
