@@ -153,8 +153,15 @@ def preference_loss(config: DpoConfig) -> Loss:
 def check(_policy: Policy, config: DpoConfig) -> None:
     """Raises BadInput, before any stage is trained, where the loss gives no loss of each pair."""
     loss, options = preference_loss(config), config.options or {}
-    logps = -torch.arange(1.0, 13.0).view(4, 3).requires_grad_()
-    tried = Pairs(*logps.unbind(), torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1]))
+    logps = (-torch.arange(1.0, 13.0)).view(4, 3).requires_grad_()
+    tried = Pairs(
+        policy_chosen=logps[0],
+        policy_rejected=logps[1],
+        reference_chosen=logps[2].detach(),
+        reference_rejected=logps[3].detach(),
+        chosen_tokens=torch.tensor([1, 2, 3]),
+        rejected_tokens=torch.tensor([3, 2, 1]),
+    )
     try:
         values = loss(tried, config.beta, **options)
     except Exception as error:  # of the user's code, which raises what it likes
