@@ -21,6 +21,7 @@ from drbode.objectives.ppo import adapted_beta
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
+from drbode.training.rollouts import Experience
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Tree, pack
 from tests.conftest import run_context, settings, tiny, words
@@ -183,7 +184,7 @@ def test_the_score_lands_on_the_last_token(tmp_path: Path) -> None:
         expected = 0.0
         if n in ends:
             i = ends.index(n)
-            expected = scores[i] - 0.25 * (not found.ended[i])
+            expected = scores[i] - 0.25 * (not experience.answers.ended[i])
         assert value == pytest.approx(expected, abs=1e-6)
 
 
@@ -285,8 +286,10 @@ def test_it_stops_when_gold_turns(
 
 def _with_gold(experience: Any, left: Any) -> Any:
     def told(self: PPOModule, trees: list[Tree], temperature: float) -> Any:
-        found = experience(self, trees, temperature)
-        return found if temperature else found._replace(gold=[next(left)] * len(trees))
+        answers, rollouts = experience(self, trees, temperature)
+        if not temperature:
+            answers = answers._replace(gold=[next(left)] * len(trees))
+        return Experience(answers, rollouts)
 
     return told
 
