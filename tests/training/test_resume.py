@@ -76,7 +76,7 @@ def test_a_stage_that_stopped_early_stays_at_its_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("drbode.training.ppo.gold_score", lambda *_: 0.0)
+    monkeypatch.setattr("drbode.training.rollouts.gold_score", lambda *_: 0.0)
     expected, straight = run(tmp_path, 1)
     assert expected.ended_by == "early stopping"
     logged = rows(tmp_path)
