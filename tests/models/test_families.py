@@ -185,9 +185,11 @@ def test_a_small_config_has_one_layer_of_each_type_and_grouped_heads() -> None:
     assert shrunk(config_of("gpt2", {})).hidden_size <= 64
 
 
-@pytest.mark.parametrize(("kind", "longest"), [("longrope", 4096), ("yarn", 131072)])
+@pytest.mark.parametrize(
+    ("family", "kind", "longest"), [("phi3", "longrope", 4096), ("llama", "yarn", 131072)]
+)
 def test_the_context_ends_where_longer_sequences_turn_positions_otherwise(
-    kind: str, longest: int
+    family: str, kind: str, longest: int
 ) -> None:
     rope = {
         "rope_type": kind,
@@ -197,7 +199,7 @@ def test_the_context_ends_where_longer_sequences_turn_positions_otherwise(
         "short_factor": [1.0] * 48,
         "long_factor": [2.0] * 48,
     }
-    described = config_of("phi3", {"max_position_embeddings": 131072, "rope_parameters": rope})
+    described = config_of(family, {"max_position_embeddings": 131072, "rope_parameters": rope})
     assert policy.context_of(described) == longest
 
 
