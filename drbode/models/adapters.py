@@ -164,11 +164,11 @@ class BitfitLayer(_Layer):
         )
         self.set_adapter(name, inference_mode=config.inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer gives: a tensor, or several, as the routers of experts do."""
         name = self.trained()
         trained: Any = {} if name is None else self.bitfit_vectors[name]
-        result: Tensor = functional_call(self.base_layer, dict(trained.items()), (x, *args), kwargs)
-        return result
+        return functional_call(self.base_layer, dict(trained.items()), (x, *args), kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Swaps the base's vectors for the trained ones."""
