@@ -1,4 +1,4 @@
-"""python -m drbode.chat: talks with a model in the terminal, beside its base where asked for."""
+"""python -m drbode.chat: talks with a model in the terminal, beside its base if wanted."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ COMMANDS = """\
 /new           forgets the conversation so far
 /help, /ajuda  shows these lines and the notice
 /exit          ends, as Ctrl-D does; Ctrl-C ends an answer, and between answers the program"""
-ENDINGS = {  # of answers, as far as they need words
+ENDINGS = {  # of answers, those that need a remark
     "cut": "the answer was cut at max_new_tokens",
     "full": "the answer was cut at the end of the model's context",
     "empty": "the model ended its turn without a word",
@@ -52,20 +52,20 @@ def arguments(words: Sequence[str]) -> list[str]:
 
 def job(tree: Mapping[str, Any], overrides: list[str], _multirun: bool) -> None:
     """What Hydra calls: one conversation."""
-    asked = config.load_chat(tree, overrides)
+    settings = config.load_chat(tree, overrides)
     # open_door turns SIGTERM into Ctrl-C, which here ends an answer; SIGTERM is to end the program.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with ExitStack() as stack:
-            converse(speakers(asked, stack))
+            converse(speakers(settings, stack))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # whoever read the answers has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def speakers(asked: ChatConfig, stack: ExitStack) -> "list[Speaker]":
-    """The model, after its base where that is asked for; they can generate while `stack` is open.
+def speakers(settings: ChatConfig, stack: ExitStack) -> "list[Speaker]":
+    """The model, after its base where `settings.compare`; they can generate while `stack` is open.
 
     The base is the same network with the adapter switched off, where that gives the base.
     """
@@ -74,29 +74,31 @@ def speakers(asked: ChatConfig, stack: ExitStack) -> "list[Speaker]":
     from drbode.models import machine as machines
     from drbode.models.base import Policy, load_policy, quantization_of
 
-    machine = machines.resolve(asked.trainer, asked.model, None)
-    base = base_of(asked.model) if asked.compare else None
+    machine = machines.resolve(settings.trainer, settings.model, None)
+    base = base_of(settings.model) if settings.compare else None
     policy = load_policy(
-        asked.model,
+        settings.model,
         machine.torch_dtype,
         machine.attention,
-        asked.seed,
-        quantization_of(asked.model),
+        settings.seed,
+        quantization_of(settings.model),
     )
-    if asked.max_new_tokens >= policy.context:
+    if settings.max_new_tokens >= policy.context:
         raise BadInput(
             f"max_new_tokens: the model has positions for {policy.context} tokens, prompt and "
-            f"answer together, got {asked.max_new_tokens}; set it lower"
+            f"answer together, got {settings.max_new_tokens}; set it lower"
         )
     renderer = Renderer(policy.tokenizer, policy.context)
 
     def speaker(name: str, policy: Policy) -> Speaker:
         policy.network.to(machine.accelerator)
         network = stack.enter_context(policy.generating())
-        draw = sampler(asked.temperature, asked.top_p, asked.seed)
-        return Speaker(name, network, renderer, machine, draw, asked.max_new_tokens, asked.system)
+        draw = sampler(settings.temperature, settings.top_p, settings.seed)
+        return Speaker(
+            name, network, renderer, machine, draw, settings.max_new_tokens, settings.system
+        )
 
-    tuned = speaker(_name(asked.model), policy)
+    tuned = speaker(_name(settings.model), policy)
     if base is None:
         return [tuned]
     model, seed = base
@@ -116,12 +118,12 @@ def base_of(model: ModelConfig) -> tuple[ModelConfig, int]:
     """What `model` was tuned from; raises BadInput where that is not known."""
     from drbode.models import base
 
-    if (found := base.base_of(model)) is None:
+    if (origin := base.base_of(model)) is None:
         raise BadInput(
             f"compare: the base of model.path={model.path} is not known; expected an adapter, or a "
             "folder in that of the run that left it, beside its record.json"
         )
-    return found
+    return origin
 
 
 def interactive() -> bool:
@@ -130,7 +132,7 @@ def interactive() -> bool:
 
 
 def say(text: str, style: str = "dim") -> None:
-    """Says something that is no answer."""
+    """Prints what is not part of an answer."""
     from drbode.reporting.terminal import console
 
     if interactive():
@@ -205,6 +207,13 @@ def reply(speakers: "Sequence[Speaker]", text: str) -> None:
                 say(f"{speaker.name}: {ENDINGS[ending]}")
 
 
+def show_piece(piece: str) -> None:
+    """Prints a piece of an answer; control characters that a model writes do not act."""
+    from drbode.reporting.escape import visible
+
+    print(visible(piece), end="", flush=True)
+
+
 def answer_in_turn(
     speakers: "Sequence[Speaker]", text: str, prompts: Sequence[list[int]]
 ) -> list["Ending"]:
@@ -215,7 +224,7 @@ def answer_in_turn(
     for speaker, prompt in zip(speakers, prompts, strict=True):
         if interactive() or len(speakers) > 1:
             console.print(f"{speaker.name}> ", style="bold", markup=False, end="")
-        show = functools.partial(print, end="", flush=True)
+        show = show_piece if interactive() else functools.partial(print, end="", flush=True)
         endings.append(speaker.answer(text, prompt, show))
         print(flush=True)
     return endings
@@ -224,7 +233,7 @@ def answer_in_turn(
 def answer_beside(
     speakers: "Sequence[Speaker]", text: str, prompts: Sequence[list[int]]
 ) -> list["Ending"]:
-    """Streams the answers into columns; where the output is no terminal, shows them when done."""
+    """Streams the answers into columns; where the output is no terminal, prints them at the end."""
     from rich.live import Live
 
     from drbode.reporting.terminal import columns, console

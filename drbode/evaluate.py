@@ -19,18 +19,18 @@ def job(tree: Mapping[str, Any], overrides: list[str], multirun: bool) -> Done:
     """What Hydra calls, once an evaluation."""
     from drbode import record
 
-    asked = config.build(EvaluateConfig, tree)
+    settings = config.build(EvaluateConfig, tree)
     if not multirun:
-        config.refuse_unread(overrides, asked.unread())
-    folder = Path(asked.output_dir) / asked.run_name()
-    with record.open_run(folder, asked.effective(), overrides, asked.force) as run:
+        config.refuse_unread(overrides, settings.unread())
+    folder = Path(settings.output_dir) / settings.run_name()
+    with record.open_run(folder, settings.effective(), overrides, settings.force) as run:
         if run.finished:
             print(f"{folder} is finished; force=true does it again")
-        elif asked.benchmark.traits.of_runs:
-            _benchmark(asked, run)
+        elif settings.benchmark.traits.of_runs:
+            _benchmark(settings, run)
         else:
-            _open(asked, run)
-        _show(asked, run)
+            _open(settings, run)
+        _show(settings, run)
     return Done(folder)
 
 
@@ -39,7 +39,7 @@ def name(tree: Mapping[str, Any]) -> str:
     return config.build(EvaluateConfig, tree).run_name()
 
 
-def _benchmark(asked: EvaluateConfig, run: "Run") -> None:
+def _benchmark(settings: EvaluateConfig, run: "Run") -> None:
     import time
 
     from drbode import record
@@ -48,14 +48,14 @@ def _benchmark(asked: EvaluateConfig, run: "Run") -> None:
     from drbode.models import machine as machines
     from drbode.reporting import terminal
 
-    machine = machines.resolve(asked.trainer, asked.model, None)
-    benchmark = benchmarks.load_benchmark(asked.benchmark, asked.data.conditions)
-    either = asked.benchmark.traits.encoders and not asked.benchmark.shots
-    policy = _load(asked.model, machine, kind=None if either else "decoder")
+    machine = machines.resolve(settings.trainer, settings.model, None)
+    benchmark = benchmarks.load_benchmark(settings.benchmark, settings.data.conditions)
+    either = settings.benchmark.traits.encoders and not settings.benchmark.shots
+    policy = _load(settings.model, machine, kind=None if either else "decoder")
     terminal.show_plan(
         {
-            "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
-            "benchmark": terminal.benchmark(asked.benchmark, benchmark.as_dict()),
+            "model": f"{settings.model.path}, {policy.count()[1]:,} parameters",
+            "benchmark": terminal.benchmark(settings.benchmark, benchmark.as_dict()),
             "writes": str(run.folder),
         }
     )
@@ -64,7 +64,7 @@ def _benchmark(asked: EvaluateConfig, run: "Run") -> None:
         policy,
         Renderer(policy.tokenizer, policy.context),
         benchmark.rows,
-        asked.benchmark,
+        settings.benchmark,
         machine,
     )
     seconds = time.perf_counter() - began
@@ -79,7 +79,7 @@ def _benchmark(asked: EvaluateConfig, run: "Run") -> None:
     }
 
 
-def _open(asked: EvaluateConfig, run: "Run") -> None:
+def _open(settings: EvaluateConfig, run: "Run") -> None:
     import time
 
     from drbode import record
@@ -89,25 +89,25 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
     from drbode.models.heads import load_reward_model
     from drbode.reporting import terminal
 
-    machine = machines.resolve(asked.trainer, asked.model, None)
-    prompts = open_answers.load_prompts(asked.benchmark, asked.data.conditions)
-    models = _models(asked)
-    policy = _load(asked.model, machine)
-    limit = asked.benchmark.max_new_tokens
+    machine = machines.resolve(settings.trainer, settings.model, None)
+    prompts = open_answers.load_prompts(settings.benchmark, settings.data.conditions)
+    models = _models(settings)
+    policy = _load(settings.model, machine)
+    limit = settings.benchmark.max_new_tokens
     if limit >= policy.context:
         raise BadInput(
             f"benchmark.max_new_tokens: the model has positions for {policy.context} tokens, "
             f"prompt and answer together, got {limit}; set it lower"
         )
     reward = None
-    if asked.benchmark.reward is not None:
-        reward = load_reward_model(policy, Path(asked.benchmark.reward), "benchmark.reward")
+    if settings.benchmark.reward is not None:
+        reward = load_reward_model(policy, Path(settings.benchmark.reward), "benchmark.reward")
     *others, _ = models.values()
     terminal.show_plan(
         {
-            "model": f"{asked.model.path}, {policy.count()[1]:,} parameters",
+            "model": f"{settings.model.path}, {policy.count()[1]:,} parameters",
             "against": ", ".join(model.path for model, _ in others) or "none",
-            "prompts": f"{asked.benchmark.path}, {len(prompts.asked)} prompts",
+            "prompts": f"{settings.benchmark.path}, {len(prompts.rows)} prompts",
             "writes": str(run.folder),
         }
     )
@@ -116,13 +116,13 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
         prompts,
         machine,
         limit,
-        asked.benchmark.max_tokens,
-        asked.benchmark.scorer,
+        settings.benchmark.max_tokens,
+        settings.benchmark.scorer,
         "benchmark.scorer",
     )
     for name, (model, seed) in models.items():
         load = partial(_load, model, machine, seed)
-        with speaking_as(policy, asked.model, model, load) as speaker:
+        with speaking_as(policy, settings.model, model, load) as speaker:
             interview.ask(name, speaker)
     if reward is not None:
         interview.score(reward, policy)
@@ -131,7 +131,7 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
     run.record.data = record.Inputs(
         stages={},
         benchmark={},
-        open={"prompts": len(prompts.asked), "digest": prompts.digest},
+        open={"prompts": len(prompts.rows), "digest": prompts.digest},
     )
     run.record.model = {"parameters": policy.count()[1]}
     run.record.result = {
@@ -140,11 +140,11 @@ def _open(asked: EvaluateConfig, run: "Run") -> None:
     }
 
 
-def _models(asked: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
-    """The models that answer and the seeds of random ones, by name; the asked one comes last."""
+def _models(settings: EvaluateConfig) -> dict[str, tuple[ModelConfig, int]]:
+    """The models that answer and the seeds of random ones, by name; `settings.model` is last."""
     from drbode.models.base import adapter_base, base_of
 
-    model, rivals = asked.model, asked.benchmark.rivals
+    model, rivals = settings.model, settings.benchmark.rivals
     if rivals is None:
         before = base_of(model)
         others = [] if before is None else [before]
@@ -185,13 +185,13 @@ def _load(
     return policy
 
 
-def _show(asked: EvaluateConfig, run: "Run") -> None:
+def _show(settings: EvaluateConfig, run: "Run") -> None:
     from drbode.record import Measured
     from drbode.reporting import terminal
 
     result = run.record.result
     assert result is not None, "entered before"
-    if not asked.benchmark.traits.of_runs:
+    if not settings.benchmark.traits.of_runs:
         terminal.show_open(result["open"])
         terminal.show_side_by_side(run.folder / "open" / "side_by_side.csv")
         print(f"written to {run.folder}: record.json, open/*.jsonl, open/side_by_side.csv")

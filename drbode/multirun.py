@@ -141,7 +141,7 @@ def _shared(threads: int | None) -> Iterator[None]:
 
 
 def _parse(jobs: Jobs, params: Mapping[str, Any], arguments: Words) -> list[Override]:
-    """What is asked for, the last word on a key alone."""
+    """The overrides; of several for one key only the last counts."""
     words = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parser = OverridesParser.create(config_loader=jobs.context.config_loader)
     return list({o.get_key_element(): o for o in parser.parse_overrides(words)}.values())
@@ -194,7 +194,7 @@ class SearchOptions:
 
 
 def search(jobs: Jobs, params: Mapping[str, Any], arguments: Words, options: SearchOptions) -> None:
-    """Trials of what is swept until the study has as many finished ones as asked for.
+    """Trials of what is swept until `options.trials` of them have finished.
 
     A trial that fails counts for nothing and ends nothing; the same command draws another for it.
     """
@@ -219,7 +219,7 @@ def search(jobs: Jobs, params: Mapping[str, Any], arguments: Words, options: Sea
 
 
 def _study(
-    jobs: Jobs, asked: Sequence[Override], options: SearchOptions
+    jobs: Jobs, overrides: Sequence[Override], options: SearchOptions
 ) -> tuple["Study", "dict[str, BaseDistribution]", list[str]]:
     """The study of these words, made or gone on with; what it searches; the words that stay."""
     try:
@@ -228,10 +228,10 @@ def _study(
         raise BadInput(
             "hydra/sweeper: optuna is not installed; pip install 'drbode[sweep]'"
         ) from None
-    space = {o.get_key_element(): _distribution(o) for o in asked if o.is_sweep_override()}
+    space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
     fixed = [
         f"{o.get_key_element()}={o.get_value_element_as_str()}"
-        for o in asked
+        for o in overrides
         if not o.is_sweep_override()
     ]
     if not space:
@@ -309,5 +309,5 @@ def _show(study: "Study", objective: str) -> None:
     if not finished:
         return
     best = study.best_trial
-    found = " ".join(f"{key}={value}" for key, value in best.params.items())
-    print(f"best {objective}: {best.value:.4f} with {found}: {best.user_attrs['folder']}")
+    values = " ".join(f"{key}={value}" for key, value in best.params.items())
+    print(f"best {objective}: {best.value:.4f} with {values}: {best.user_attrs['folder']}")

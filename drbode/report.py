@@ -1,4 +1,4 @@
-"""python -m drbode.report: the table of a folder of runs, which says which differences are real."""
+"""python -m drbode.report: the table of a folder of runs, with tests of their differences."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from drbode.config import ReportConfig
 
 
 def arguments(words: Sequence[str]) -> list[str]:
-    """The command line as Hydra takes it: the bare word is the folder, and texts are quoted."""
-    found = []
+    """The command line as Hydra reads it: a bare word is the folder, and texts are quoted."""
+    overrides = []
     for word in words:
         if "=" not in word and not word.startswith("-"):
             word = f"folder={word}"
         key, is_pair, text = word.partition("=")
         if is_pair and key in ("folder", "baseline") and text != "null" and text[:1] not in "'\"":
             word = f"{key}='{text}'"
-        found.append(word)
-    return found
+        overrides.append(word)
+    return overrides
 
 
 def job(tree: Mapping[str, Any], _overrides: list[str], _multirun: bool) -> None:
@@ -27,9 +27,11 @@ def job(tree: Mapping[str, Any], _overrides: list[str], _multirun: bool) -> None
     from drbode.reporting.outputs import report
     from drbode.reporting.runs import record_files
 
-    asked = config.build(ReportConfig, tree)
-    folder = Path(asked.folder)
-    report(record_files(folder), folder / "report", asked.baseline, asked.measure, asked.wandb)
+    settings = config.build(ReportConfig, tree)
+    folder = Path(settings.folder)
+    report(
+        record_files(folder), folder / "report", settings.baseline, settings.measure, settings.wandb
+    )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ UNLABELLED = -1  # in a forest, where a label is a byte
 class Forest(Sequence[Tree]):
     """Trees in little memory: 5 bytes a token, where Python's own numbers take about 50.
 
-    Each is made anew when it is asked for.
+    Each tree is built anew at every access.
     """
 
     def __init__(self, trees: Iterable[Tree] = ()) -> None:
@@ -118,8 +118,8 @@ class Batch:
     sources: Int[Tensor, " supervised"]  # index of the token whose hidden state predicts
     targets: Int[Tensor, " supervised"]  # id of the token that is predicted
     owners: Int[Tensor, " supervised"]  # index of its completion, counted through all trees
-    reference: Float[Tensor, " referred"]  # the trees' own, of all completions or of none
-    labels: Bool[Tensor, " labelled"]  # the completions' own, of all or of none
+    reference: Float[Tensor, " referred"]  # of the trees, for all completions or for none
+    labels: Bool[Tensor, " labelled"]  # of the completions, for all or for none
 
     @property
     def tokens(self) -> int:
@@ -143,13 +143,13 @@ class Batch:
 
     def ends(self) -> Int[Tensor, " completions"]:
         """Index of each completion's last token."""
-        at, found = 0, []
+        at, ends = 0, []
         for prompt, *completions in self.layout:
             at += prompt
             for length in completions:
                 at += length
-                found.append(at - 1)
-        return torch.tensor(found, dtype=torch.long, device=self.input_ids.device)
+                ends.append(at - 1)
+        return torch.tensor(ends, dtype=torch.long, device=self.input_ids.device)
 
     def lengths(self) -> Int[Tensor, " completions"]:
         """Each completion's number of supervised tokens."""

@@ -21,6 +21,7 @@ LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}
 LEFT["session"] = {"reporting", *LEFT["reporting"]}
 for _door in ("train", "evaluate", "chat", "report"):
     LEFT[_door] = {"session", *LEFT["session"]}
+LEFT["api"] = {"train", "evaluate", *LEFT["train"]}
 
 
 def room(path: Path) -> str:

@@ -53,12 +53,20 @@ def groups() -> dict[str, list[str]]:
 
 
 def compose(door: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The tree that a door, such as `train`, is given with these overrides, as plain data."""
-    import hydra
-    from omegaconf import OmegaConf
+    """The tree that a door, such as `train`, is given with these overrides, as plain data.
 
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        tree = hydra.compose(door, list(overrides))
+    Raises BadInput for an override that the tree has no place for.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            tree = hydra.compose(door, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_explain(door, error)) from None
     plain = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(plain, dict)
     return typing.cast(dict[str, Any], plain)
@@ -238,8 +246,8 @@ def open_door(
 def _explain(door: str, error: Exception) -> str:
     """Hydra's complaint about the command line, in one sentence that names the nearest key."""
     text = str(error)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
-        group, option = found.groups()
+    if match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, option = match.groups()
         if option in SWEEP_PLUGINS:
             return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
         # Hydra's list has those of a folder of the user's own as well.
@@ -248,14 +256,14 @@ def _explain(door: str, error: Exception) -> str:
             f"{group}: there is no option {option}; expected {one_of(options)}"
             f"{nearest(option, options)}"
         )
-    if found := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
-        key = found.group(1).split("=")[0]
+    if match := re.search(r"Could not (?:override|delete|append to config)[^']*'([^']+)'", text):
+        key = match.group(1).split("=")[0]
         valid = [*keys(compose(door)), *groups()]
         if key in valid:
             return f"{key}: a key that it does not have yet is added as +{key}.name=value"
         return f"{key}: there is no such key{nearest(key, valid)} (--help lists all)"
-    if found := re.search(r"^(.*?)(?:\n|$)", text):
-        text = found.group(1)
+    if match := re.search(r"^(.*?)(?:\n|$)", text):
+        text = match.group(1)
     return (
         f"the command line: {text}; expected key=value, or 'key=\"value\"' for text with accents "
         "(--help shows examples)"

@@ -249,9 +249,9 @@ def _budget(config: "TrainConfig") -> Iterator[str]:
                 "beforehand; use budget.steps"
             )
         for stage, block in config.blocks().items():
-            for own in ("steps", "tokens"):
-                if getattr(block, own) is not None:
-                    yield f"{stage}.{own}: budget.{name} says how long stages are; leave it out"
+            for key in ("steps", "tokens"):
+                if getattr(block, key) is not None:
+                    yield f"{stage}.{key}: budget.{name} says how long stages are; leave it out"
 
 
 def _too_large(name: str, block: object) -> Iterator[str]:

@@ -146,7 +146,7 @@ class TrainConfig:
     def reads_bodinho(self) -> bool:
         """Whether any rows are those of the shipped laboratory."""
         data = [block.data for block in self.blocks().values()]
-        paths = [path for own in data for path in (own.path, own.validation_path)]
+        paths = [path for block in data for path in (block.path, block.validation_path)]
         return BODINHO in paths or self.benchmark.reads_bodinho()
 
     def refers_to_base(self) -> bool:

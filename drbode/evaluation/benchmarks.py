@@ -1,4 +1,4 @@
-"""A benchmark, whatever it asks (T17): rows, a model's answers to them, a summary, a comparison.
+"""A benchmark, whatever it asks: rows, a model's answers to them, a summary, a comparison.
 
 A protocol (`PROTOCOLS` in drbode/config/catalogue.py) names what loads the rows and what answers
 them. What comes of the answers is the same for all: a mean score, called accuracy, with its
@@ -54,7 +54,7 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(ABC):
-    """A model's answer to a row; what kind of row is told by the class that derives from this."""
+    """A model's answer to a row; a class derived from this one holds a kind of row."""
 
     cut: bool = False  # the prompt lost its start
     written: str | None = None
@@ -127,7 +127,7 @@ def answer(
     began = time.perf_counter()
     traits = config.traits
     name = traits.function if policy.kind == "decoder" else traits.encoder_function
-    assert name is not None, "an encoder is asked by no other protocol, one of the rules"
+    assert name is not None, "the config's rules refuse an encoder under any other protocol"
     answers: list[Answer] = _function(name)(policy, renderer, rows, config, machine)
     share = (time.perf_counter() - began) / max(len(answers), 1)
     return [replace(one, seconds=share) for one in answers]

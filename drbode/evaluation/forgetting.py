@@ -1,4 +1,4 @@
-"""What training costs a model of what it knew: general questions, and general text."""
+"""How much of its general knowledge training costs a model: questions, and text."""
 
 import math
 from collections.abc import Sequence
@@ -117,14 +117,14 @@ def text_bits(
     policy: Policy, documents: Sequence[Document], max_tokens: int, machine: Machine
 ) -> list[float]:
     """Bits of each document: the sum over its predicted tokens of -log2 p."""
-    found: list[float] = []
+    bits: list[float] = []
     with policy.evaluating(), torch.inference_mode(), machine.autocast():
         for group in within((tree for d in documents for tree in d.trees), max_tokens):
             batch = pack(group).to(policy.device)
             sums = batch.sums(policy.logps(batch).double())
-            found += (sums / -math.log(2)).tolist()
-    trees = iter(found)
-    return [sum(next(trees) for _ in document.trees) for document in documents]
+            bits += (sums / -math.log(2)).tolist()
+    tree_bits = iter(bits)
+    return [sum(next(tree_bits) for _ in document.trees) for document in documents]
 
 
 def summarise(before: Known, after: Known) -> dict[str, Any]:
@@ -132,16 +132,16 @@ def summarise(before: Known, after: Known) -> dict[str, Any]:
 
     `forgetting` is in shares of the questions; intervals are over questions, and over documents.
     """
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     if after.answers:
-        found["questions"] = benchmarks.summarise(after.answers)
-        found["against_base"] = benchmarks.compare(before.answers, after.answers)["all"]
-        found["forgetting"] = -found["against_base"]["difference"]
+        summary["questions"] = benchmarks.summarise(after.answers)
+        summary["against_base"] = benchmarks.compare(before.answers, after.answers)["all"]
+        summary["forgetting"] = -summary["against_base"]["difference"]
     if after.bytes:
-        found["bits_per_byte"] = after.bits_per_byte
+        summary["bits_per_byte"] = after.bits_per_byte
         rise = ratio_change(before.bits, after.bits, after.bytes)
-        found["bits_per_byte_rise"] = {"difference": rise[0], "interval": list(rise[1])}
-    return found
+        summary["bits_per_byte_rise"] = {"difference": rise[0], "interval": list(rise[1])}
+    return summary
 
 
 def ratio_change(

@@ -1,4 +1,4 @@
-"""Prompts that are answered in writing: each answer gets a score from 0 to 1 (T17).
+"""Prompts that are answered in writing: each answer gets a score from 0 to 1.
 
 A row has a prompt (a string, or a list of messages that ends in a user's turn) and, where one is
 known, a reference answer: the column `reference`, or `chosen` where rows are preferences.

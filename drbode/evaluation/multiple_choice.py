@@ -1,4 +1,4 @@
-"""Multiple-choice questions (T17): by the probability of alternatives, or by what is written."""
+"""Multiple-choice questions: by the probability of alternatives, or by what is written."""
 
 import math
 from bisect import bisect_left
@@ -23,14 +23,14 @@ from drbode.models.machine import Machine
 from drbode.models.pseudo import pseudo_logps
 from drbode.trees import Tree, pack, within
 
-WORTH_SHARING = 16  # tokens; to run fewer apart from the rest costs more than it saves
+WORTH_SHARING = 16  # tokens; running fewer of them once for all costs more than it saves
 
 
 @dataclass(frozen=True)
 class Choice(Answer):
     """The letter that a model chose: by the scores of the alternatives (nats), or in writing.
 
-    `question` has the examples that stood before it; `dropped` is how many more were asked for.
+    `question` has the examples that stood before it; `dropped` is how many did not fit.
     """
 
     question: Question
@@ -183,7 +183,7 @@ def by_first_letter(
     config: BenchmarkConfig,
     machine: Machine,
 ) -> list[Choice]:
-    """As the chapter does it: by the first of A to E in an answer to its own prompt."""
+    """As the chapter does it: by the first of A to E in an answer to the chapter's prompt."""
     layout = partial(renderer.chapter, max_new_tokens=config.answer_tokens)
 
     def read(text: str, alternatives: Mapping[str, str]) -> str | None:
@@ -205,16 +205,21 @@ def by_pseudo_likelihood(
     """
     rendered = [renderer.pseudo(question) for question in questions]
     sequences = [
-        (tree.prompt + own.ids, [len(tree.prompt) + i for i, s in enumerate(own.supervised) if s])
+        (
+            tree.prompt + completion.ids,
+            [len(tree.prompt) + i for i, s in enumerate(completion.supervised) if s],
+        )
         for row in rendered
         for tree in row.trees
-        for own in tree.completions
+        for completion in tree.completions
     ]
     with machine.autocast():
-        found = iter(pseudo_logps(policy, sequences, config.max_tokens))
+        logps = iter(pseudo_logps(policy, sequences, config.max_tokens))
     answers = []
     for question, row in zip(questions, rendered, strict=True):
-        means = {letter: sum(own := next(found)) / len(own) for letter in question.alternatives}
+        means = {
+            letter: sum(values := next(logps)) / len(values) for letter in question.alternatives
+        }
         best = max(means, key=means.__getitem__)  # of equal ones the first
         tokens = sum(tree.supervised * tree.tokens for tree in row.trees)
         answers.append(Choice(question, best, means, cut=row.cut, tokens=tokens))
@@ -225,8 +230,8 @@ def by_pseudo_likelihood(
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question as it is put to a model, with as many of its examples as it has room for."""
+class RenderedQuestion:
+    """A question as token ids for a model, with as many of its examples as fit its context."""
 
     question: Question
     tree: Tree
@@ -234,8 +239,13 @@ class Asked:
     dropped: int
 
 
-def _ask(question: Question, render: Callable[[Question], Rendered], overflow: str) -> Asked:
-    """Raises BadInput where examples do not fit and are not to be dropped."""
+def fit_examples(
+    question: Question, render: Callable[[Question], Rendered], overflow: str
+) -> RenderedQuestion:
+    """A question rendered with as many of its last examples as fit.
+
+    Raises BadInput where some do not fit and `overflow` is `refuse`.
+    """
     examples = question.examples
 
     def without(dropped: int) -> Rendered:
@@ -253,19 +263,19 @@ def _ask(question: Question, render: Callable[[Question], Rendered], overflow: s
         dropped = 1 + bisect_left(some, True, key=lambda n: without(n).dropped is None)
         rendered = without(dropped)
     kept = replace(question, examples=examples[dropped:])
-    return Asked(kept, rendered.trees[0], rendered.cut, dropped)
+    return RenderedQuestion(kept, rendered.trees[0], rendered.cut, dropped)
 
 
-def _alike(
-    asked: Sequence[Asked], config: BenchmarkConfig
+def _groups(
+    rows: Sequence[RenderedQuestion], config: BenchmarkConfig
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Indices of questions, and the tokens that all their prompts begin with, if worth sharing."""
     fixed = config.num_fewshot > 0 and config.fewshot_choice == "fixed"
     groups: dict[int, list[int]] = {}
-    for i, own in enumerate(asked):
-        groups.setdefault(len(own.question.examples) if fixed else 0, []).append(i)
+    for i, row in enumerate(rows):
+        groups.setdefault(len(row.question.examples) if fixed else 0, []).append(i)
     for group in groups.values():
-        prompts = [asked[i].tree.prompt for i in group]
+        prompts = [rows[i].tree.prompt for i in group]
         # What the first and the last in their order begin with, all between them do. A token of
         # each prompt is left, from which its completions are predicted.
         pairs = zip(min(prompts), max(prompts), strict=False)
@@ -290,24 +300,24 @@ def _by_scores(
     for `fixed` examples, and for the chapter's long opening. How many questions go into a batch
     changes no answer.
     """
-    asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
+    rows = [fit_examples(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Choice] = {}
     with policy.evaluating(), torch.inference_mode(), machine.autocast():
-        for group, begin in _alike(asked, config):
+        for group, begin in _groups(rows, config):
             prefix = policy.prefix(begin) if begin else None
-            found: list[float] = []
-            trees = (asked[i].tree for i in group)
+            values: list[float] = []
+            trees = (rows[i].tree for i in group)
             rests = (Tree(tree.prompt[len(begin) :], tree.completions) for tree in trees)
             for few in within(rests, config.max_tokens):
                 batch = pack(few).to(policy.device)
                 logps = policy.logps(batch, prefix=prefix).double()
-                found += (batch.sums(logps) / (batch.lengths() if mean else 1)).tolist()
-            scored = iter(found)
+                values += (batch.sums(logps) / (batch.lengths() if mean else 1)).tolist()
+            remaining = iter(values)
             for i in group:
-                scores = {letter: next(scored) for letter in asked[i].question.alternatives}
+                scores = {letter: next(remaining) for letter in rows[i].question.alternatives}
                 best = max(scores, key=scores.__getitem__)  # of equal ones the first
-                answers[i] = _answer(asked[i], best, len(begin), scores=scores)
-    return [answers[i] for i in range(len(asked))]
+                answers[i] = _answer(rows[i], best, len(begin), scores=scores)
+    return [answers[i] for i in range(len(rows))]
 
 
 def _by_writing(
@@ -320,35 +330,35 @@ def _by_writing(
     machine: Machine,
 ) -> list[Choice]:
     """What is written after the question; `read` finds a letter of the alternatives in it."""
-    asked = [_ask(question, render, config.fewshot_overflow) for question in questions]
+    rows = [fit_examples(question, render, config.fewshot_overflow) for question in questions]
     answers: dict[int, Choice] = {}
-    for group, begin in _alike(asked, config):
+    for group, begin in _groups(rows, config):
         with machine.autocast():
             written = generate(
                 policy,
-                [asked[i].tree.prompt[len(begin) :] for i in group],
+                [rows[i].tree.prompt[len(begin) :] for i in group],
                 end=renderer.turn_end[1],
                 max_new_tokens=config.answer_tokens,
                 max_tokens=config.max_tokens,
                 prefix=policy.prefix(begin) if begin else None,
             )
-        for i, own in zip(group, written, strict=True):
-            offered = asked[i].question.alternatives
-            ids = own.ids[:-1] if own.ended else own.ids
+        for i, output in zip(group, written, strict=True):
+            alternatives = rows[i].question.alternatives
+            ids = output.ids[:-1] if output.ended else output.ids
             text = policy.tokenizer.decode(ids, skip_special_tokens=True)
-            letter = read(text, offered)
-            answer = _answer(asked[i], letter, len(begin), written=text, stopped=own.ended)
-            answers[i] = replace(answer, tokens=answer.tokens + len(own.ids))
-    return [answers[i] for i in range(len(asked))]
+            letter = read(text, alternatives)
+            answer = _answer(rows[i], letter, len(begin), written=text, stopped=output.ended)
+            answers[i] = replace(answer, tokens=answer.tokens + len(output.ids))
+    return [answers[i] for i in range(len(rows))]
 
 
-def _answer(asked: Asked, letter: str | None, shared: int, **found: Any) -> Choice:
+def _answer(row: RenderedQuestion, letter: str | None, shared: int, **result: Any) -> Choice:
     return Choice(
-        asked.question,
+        row.question,
         letter,
-        cut=asked.cut,
-        dropped=asked.dropped,
-        tokens=asked.tree.tokens,
+        cut=row.cut,
+        dropped=row.dropped,
+        tokens=row.tree.tokens,
         shared=shared,
-        **found,
+        **result,
     )

@@ -1,4 +1,4 @@
-"""Open answers to held-out prompts (T19): scored by rules, by a reward model, and side by side."""
+"""Open answers to held-out prompts: scored by rules, by a reward model, and side by side."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,8 +29,8 @@ RULES = ("cautious", "advises", "overconfident", "ends", "repeats")  # of data/a
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt, and the preference that its row states, if it does."""
+class OpenPrompt:
+    """A prompt, and the pair of answers with a preference that its row holds, if it does."""
 
     prompt: Prompt
     pair: Pair | None
@@ -40,25 +40,25 @@ class Asked:
 class OpenPrompts:
     """Prompts, each asked once, and the digest of the records they came from."""
 
-    asked: list[Asked]
+    rows: list[OpenPrompt]
     digest: str
     left_out: int = 0  # too long to be answered
 
 
 @dataclass(frozen=True)
 class OpenAnswer:
-    """What a model wrote, and what it makes of the row's own pair of answers.
+    """What a model wrote, and which answer of the row's pair it finds more probable.
 
     `margin` is the logp of the chosen answer less that of the rejected one (nats, summed over
     tokens), of the model alone, without a reference; None where there is no pair.
     """
 
-    asked: Asked
+    source: OpenPrompt
     written: str
     stopped: bool  # it ended its turn before the limit
     margin: float | None
     score: float | None = None  # of a reward model, in no unit
-    scores: Mapping[str, float] = field(default_factory=dict)  # of functions of the user's, by name
+    scores: Mapping[str, float] = field(default_factory=dict)  # of the user's functions, by name
 
     @property
     def preferred(self) -> bool | None:
@@ -67,17 +67,17 @@ class OpenAnswer:
 
     @property
     def gold(self) -> float:
-        return gold_score(self.written, self.asked.prompt.right)
+        return gold_score(self.written, self.source.prompt.right)
 
     @property
     def keeps_content(self) -> bool | None:
         """None where no right answer is known."""
-        right = self.asked.prompt.right
+        right = self.source.prompt.right
         return None if right is None else keeps_content(self.written, right)
 
     def as_row(self) -> dict[str, Any]:
         """The answer as a line of JSON."""
-        prompt = self.asked.prompt
+        prompt = self.source.prompt
         return {
             "where": prompt.where,
             "prompt": prompt_text(prompt),
@@ -117,10 +117,10 @@ def held_out_prompts(
     conditions: Conditions,
     renderer: Renderer,
 ) -> OpenPrompts | None:
-    """What a run asks its policy: prompts of the stage's source that no stage has trained on.
+    """The prompts that a run puts to its policy: rows of the stage's source held out of training.
 
-    Of bodinho the test split, else the stage's validation rows, but for those too long to be
-    answered. None where nothing is held out.
+    They are bodinho's test split, or the stage's validation rows of another source; those too long
+    to be answered are left out. None where nothing is held out.
     """
     if block.data.path == BODINHO:
         rows = sources.read("pair", BODINHO, "test", None, "benchmark.path", conditions)
@@ -128,13 +128,13 @@ def held_out_prompts(
         columns = prompt_columns(block.data.column)
         _, rows = read_rows("prompt", columns, stage, block, seed, conditions)
     room = renderer.max_length - config.max_new_tokens
-    found = _prompts(
+    prompts = _prompts(
         rows,
         block.data.column,
         config.prompts,
         lambda prompt: len(renderer.prompt(prompt.messages)) <= room,
     )
-    return found if found.asked else None
+    return prompts if prompts.rows else None
 
 
 def _prompts(
@@ -144,15 +144,15 @@ def _prompts(
     fits: Callable[[Prompt], bool] = lambda _: True,
 ) -> OpenPrompts:
     """A sample of the prompts that fit; one that stands in several rows is its first row's."""
-    found: dict[Any, Asked] = {}
+    first: dict[Any, OpenPrompt] = {}
     for where, row in records:
         prompt = parse_prompt(row, where, column)
         stated = row.get("chosen") is not None and row.get("rejected") is not None
         pair = parse_pair(row, where, column) if stated else None
-        found.setdefault(prompt.messages, Asked(prompt, pair))
-    fitting = [asked for asked in found.values() if fits(asked.prompt)]
+        first.setdefault(prompt.messages, OpenPrompt(prompt, pair))
+    fitting = [row for row in first.values() if fits(row.prompt)]
     chosen = list(sources.sample(fitting, count, seed=0))
-    return OpenPrompts(chosen, sources.digest(records), len(found) - len(fitting))
+    return OpenPrompts(chosen, sources.digest(records), len(first) - len(fitting))
 
 
 @dataclass
@@ -185,13 +185,13 @@ class Interview:
 
     def score(self, reward: RewardModel, policy: Policy) -> None:
         """Lets a reward model score all answers so far; `policy` is the network it runs on."""
-        for name, own in self.answers.items():
-            self.answers[name] = scored(own, reward, policy, self.machine, self.max_tokens)
+        for name, answers in self.answers.items():
+            self.answers[name] = scored(answers, reward, policy, self.machine, self.max_tokens)
 
     def write(self, folder: Path) -> None:
         """Every answer with what was seen in it, a file a model, and all side by side."""
-        for name, own in self.answers.items():
-            record.write_jsonl(folder / f"{name}.jsonl", [one.as_row() for one in own])
+        for name, answers in self.answers.items():
+            record.write_jsonl(folder / f"{name}.jsonl", [one.as_row() for one in answers])
         record.write_csv(folder / SIDE_BY_SIDE, side_by_side(self.answers))
 
 
@@ -208,23 +208,23 @@ def answer(
     Raises BadInput for a prompt that leaves no room for `max_new_tokens`.
     """
     renderer = Renderer(policy.tokenizer, policy.context)
-    rows = [row.prompt for row in prompts.asked]
-    written = write(policy, renderer, rows, max_new_tokens, max_tokens, machine)
-    margins = _margins(policy, renderer, prompts.asked, machine, max_tokens)
+    texts = [row.prompt for row in prompts.rows]
+    written = write(policy, renderer, texts, max_new_tokens, max_tokens, machine)
+    margins = _margins(policy, renderer, prompts.rows, machine, max_tokens)
     return [
         OpenAnswer(row, answer.text, answer.stopped, margin)
-        for row, answer, margin in zip(prompts.asked, written, margins, strict=True)
+        for row, answer, margin in zip(prompts.rows, written, margins, strict=True)
     ]
 
 
 def by_rules(
     policy: Policy,
     renderer: Renderer,
-    prompts: Sequence[Asked],
+    prompts: Sequence[OpenPrompt],
     config: BenchmarkConfig,
     machine: Machine,
 ) -> list[OpenAnswer]:
-    """The answers of one model, which rules score; `Interview` holds several beside each other."""
+    """The answers of one model, scored by rules; `Interview` compares those of several."""
     return answer(
         policy,
         OpenPrompts(list(prompts), ""),
@@ -237,27 +237,28 @@ def by_rules(
 def _margins(
     policy: Policy,
     renderer: Renderer,
-    asked: Sequence[Asked],
+    rows: Sequence[OpenPrompt],
     machine: Machine,
     max_tokens: int,
 ) -> list[float | None]:
     """None also for a pair whose answers are the same as far as the model's context goes."""
-    rendered = [[] if a.pair is None else renderer.pair(a.pair).trees for a in asked]
+    pairs = [[] if row.pair is None else renderer.pair(row.pair).trees for row in rows]
 
     def logps(batch: Batch) -> Tensor:
         return batch.sums(policy.logps(batch).double())
 
-    trees = [tree for own in rendered for tree in own]
-    found = iter(_each(policy, trees, logps, machine, max_tokens))
-    return [next(found) - next(found) if own else None for own in rendered]
+    trees = [tree for pair in pairs for tree in pair]
+    sums = iter(_each(policy, trees, logps, machine, max_tokens))  # chosen, then rejected
+    return [next(sums) - next(sums) if pair else None for pair in pairs]
 
 
 def scored_by(scorer: str, key: str, answers: Sequence[OpenAnswer]) -> list[OpenAnswer]:
-    """The same answers with the score that a function of the user's gives them.
+    """The same answers with the score that a function of the user gives them.
 
-    It stands under `key` of the config. Raises BadInput where it fails or gives no finite numbers.
+    The config names the function under `key`. Raises BadInput where it fails or gives a score that
+    is not finite.
     """
-    prompts = [one.asked.prompt for one in answers]
+    prompts = [one.source.prompt for one in answers]
     scores = scores_of(
         scorer,
         key,
@@ -280,22 +281,22 @@ def scored(
 ) -> list[OpenAnswer]:
     """The same answers with the reward model's score; `policy` is the network it runs on.
 
-    Whoever wrote it, an answer is scored as text that ends its turn, for that is where the model
-    has learned to give a score.
+    Every answer is scored with a turn end behind it, because that is the token at which the reward
+    model has learned to give its score.
     """
     renderer = Renderer(policy.tokenizer, policy.context)
     trees = []
     for one in answers:
         ids = renderer.tokenizer(one.written, add_special_tokens=False)["input_ids"]
         ids = [*ids, renderer.turn_end[1]]
-        prompt = renderer.prompt(one.asked.prompt.messages)
+        prompt = renderer.prompt(one.source.prompt.messages)
         trees.append(Tree(prompt, [Completion(ids, [True] * len(ids))]))
 
     def scores(batch: Batch) -> Tensor:
         return reward.scores(policy, batch)
 
-    found = _each(policy, trees, scores, machine, max_tokens)
-    return [replace(one, score=score) for one, score in zip(answers, found, strict=True)]
+    values = _each(policy, trees, scores, machine, max_tokens)
+    return [replace(one, score=value) for one, value in zip(answers, values, strict=True)]
 
 
 def _each(
@@ -305,19 +306,19 @@ def _each(
     machine: Machine,
     max_tokens: int,
 ) -> list[float]:
-    """What `compute` makes of each completion, in evaluation mode and without gradient."""
-    found: list[float] = []
+    """What `compute` gives for each completion, in evaluation mode and without gradient."""
+    values: list[float] = []
     with policy.evaluating(), torch.no_grad(), machine.autocast():
         for group in within(trees, max_tokens):
-            found += compute(pack(group).to(policy.device)).tolist()
-    return found
+            values += compute(pack(group).to(policy.device)).tolist()
+    return values
 
 
 def summarise(answers: Sequence[OpenAnswer]) -> dict[str, Any]:
     """Shares of the answers by each rule, with Wilson's interval, and mean length and scores.
 
-    What is not known of any answer (its content, a preference, a reward model's score) is None.
-    `scores` are the means of the user's own scorers, by name.
+    A measure that is known of no answer (content, preference, a reward model's score) is None.
+    `scores` are the means by the user's scorers, under their names.
     """
     seen = [measures(a.written) for a in answers]
     scores = [a.score for a in answers if a.score is not None]
@@ -355,13 +356,14 @@ def compare(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> dict[s
     """Two models' answers to the same prompts: caution, and how often the second's is better.
 
     Better by the gold score, by the reward model's where both were scored, and by each scorer of
-    the user's that scored both. `implicit` is the
-    share of pairs whose margin is higher under the second: what its implicit reward prefers, with
-    the first as its reference.
+    the user that scored both. `implicit` is the share of pairs whose margin is higher under the
+    second: those whose chosen answer its implicit reward prefers, with the first as reference.
     """
-    cautious = [[bool(measures(a.written)["cautious"]) for a in own] for own in (before, after)]
+    cautious = [
+        [bool(measures(a.written)["cautious"]) for a in answers] for answers in (before, after)
+    ]
     rates = {"gold": win_rate([a.gold for a in after], [a.gold for a in before])}
-    scores = [[a.score for a in own if a.score is not None] for own in (after, before)]
+    scores = [[a.score for a in answers if a.score is not None] for answers in (after, before)]
     if len(scores[0]) == len(scores[1]) == len(after):
         rates["reward"] = win_rate(*scores)
     for name in before[0].scores.keys() & after[0].scores.keys():
@@ -378,7 +380,7 @@ def compare(before: Sequence[OpenAnswer], after: Sequence[OpenAnswer]) -> dict[s
 
 
 def progression(answers: Mapping[str, Sequence[OpenAnswer]]) -> dict[str, dict[str, Any]]:
-    """Of each model its summary, and how it compares to each of those before it."""
+    """Each model's summary, and its comparison with every model before it."""
     names = list(answers)
     return {
         name: {
@@ -390,20 +392,20 @@ def progression(answers: Mapping[str, Sequence[OpenAnswer]]) -> dict[str, dict[s
 
 
 def side_by_side(answers: Mapping[str, Sequence[OpenAnswer]]) -> list[dict[str, Any]]:
-    """A row a prompt: what is right, where that is known, and what each model wrote.
+    """One row per prompt: the right answer where it is known, and what each model wrote.
 
-    After these what the user's own scorers gave each of them, as `MODEL, module:function`.
+    The columns after these hold the scores by the user's scorers, as `MODEL, module:function`.
     """
     return [
         {
-            "prompt": prompt_text(own[0].asked.prompt),
-            "right": own[0].asked.prompt.right,
-            **{name: one.written for name, one in zip(answers, own, strict=True)},
+            "prompt": prompt_text(row[0].source.prompt),
+            "right": row[0].source.prompt.right,
+            **{name: one.written for name, one in zip(answers, row, strict=True)},
             **{
                 f"{name}, {scorer}": score
-                for name, one in zip(answers, own, strict=True)
+                for name, one in zip(answers, row, strict=True)
                 for scorer, score in one.scores.items()
             },
         }
-        for own in zip(*answers.values(), strict=True)
+        for row in zip(*answers.values(), strict=True)
     ]

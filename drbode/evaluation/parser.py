@@ -11,14 +11,14 @@ from drbode.evaluation.written import Place, Statement, Written
 
 def first_letter(text: str) -> str | None:
     """The chapter's rule: the first of A to E, in any word and of either case, upper-cased."""
-    found = re.search("[A-Ea-e]", text)
-    return found[0].upper() if found else None
+    letter = re.search("[A-Ea-e]", text)
+    return letter[0].upper() if letter else None
 
 
 def stated_letter(text: str, alternatives: Mapping[str, str]) -> str | None:
     r"""Which of the alternatives, whose texts stand under their letters, an answer states.
 
-    None is no written. The forms are read in this order, and the first that is there decides:
+    None is no answer. The forms are read in this order, and the first that is there decides:
 
         said      = label [words] ("é" | ":") which   Resposta final: C; a conduta correta é a (c)
                   | choice which                      fico com B; opto pela letra b; I choose B
@@ -49,12 +49,13 @@ def stated_letter(text: str, alternatives: Mapping[str, str]) -> str | None:
         right     = correta | certa | adequada | apropriada | provável | melhor
 
     The same forms are read in English. Thinking blocks, markdown, tags and LaTeX are taken off
-    first. A clause that denies ('não', 'incorreta', 'descarto', 'entre') or supposes ('se a
+    first, and so is what follows the model's own turn, or another question that it goes on to. A
+    clause that denies ('não', 'incorreta', 'descarto', 'entre') or supposes ('se a
     paciente fosse') states nothing; several letters together ('A e C', 'B ou D') state none, and so
     does a tentative one ('talvez seja a B'). A letter is never part of a word. Where it could be a
     word ('a', 'e', 'o', a capital before a word) or part of a name ('vitamina D', 'E. coli') it
     counts only before its own text or in the forms above. A letter before the text of another
-    alternative, or one that is not among `alternatives`, is no written.
+    alternative, or one that is not among `alternatives`, is no answer.
 
     `Wordings` says what a text's wording is: 'hepatite' is none of 'hepatite B aguda'.
     """
@@ -65,12 +66,12 @@ def stated_letter(text: str, alternatives: Mapping[str, str]) -> str | None:
     return None
 
 
-def _last(found: Iterable[Statement]) -> Statement | None:
-    return max(found, key=lambda statement: statement.start, default=None)
+def _last(statements: Iterable[Statement]) -> Statement | None:
+    return max(statements, key=lambda statement: statement.start, default=None)
 
 
-def _agreed(found: list[Statement]) -> list[Statement]:
-    return found if len({statement.letter for statement in found}) == 1 else []
+def _agreed(statements: list[Statement]) -> list[Statement]:
+    return statements if len({statement.letter for statement in statements}) == 1 else []
 
 
 def _said(written: Written) -> Statement | None:
@@ -121,11 +122,11 @@ def _is_letter(written: Written, place: Place, which: re.Match[str]) -> bool:
         genus = letter.isupper() and grammar.GENUS.match(written.text, end)
         spelt = place.kind == "matter" and grammar.SPELT.match(plain, end)
         reads = after and not genus and not spelt
-    own = written.has_own_text(letter.upper(), end)
+    supported = written.has_own_text(letter.upper(), end)
     begin = written.text_after(end)
-    verdict = grammar.VERDICT.match(plain, begin) if begin is not None and not own else None
+    verdict = grammar.VERDICT.match(plain, begin) if begin is not None and not supported else None
     wrong = verdict and verdict["wrong"]
-    return bool((reads or own) and not wrong and not _opens_list(written, place, which))
+    return bool((reads or supported) and not wrong and not _opens_list(written, place, which))
 
 
 def _opens_list(written: Written, place: Place, which: re.Match[str]) -> bool:
@@ -152,8 +153,8 @@ def _praised(written: Written) -> list[Statement]:
         further = written.clause_end(stop + 1) if plain[stop : stop + 1] == "," else stop
         begin = written.sentence_start(at)
         if not (written.denied(at, stop) or grammar.CONDITION_AFTER.search(plain, begin, further)):
-            found = Statement(at, at + 1, plain[at].upper(), "praised")
-            (the_one if match["one"] else right).append(found)
+            statement = Statement(at, at + 1, plain[at].upper(), "praised")
+            (the_one if match["one"] else right).append(statement)
     for match in grammar.ONLY.finditer(written.plain):
         if not written.denied(match.start(), written.clause_end(match.end())):
             start, end = match.span("letter")
@@ -203,9 +204,9 @@ def _judged(written: Written) -> Statement | None:
     ends = [item.start() for item in written.items[1:]]
     for item, end in zip(written.items, [*ends, len(written.plain)], strict=False):
         letter, start = item["letter"].upper(), item.end()
-        own = written.wordings.at(start)
-        if own and own.letter == letter:
-            start = own.end
+        worded = written.wordings.at(start)
+        if worded and worded.letter == letter:
+            start = worded.end
         if end == len(written.plain):  # what follows the last one's paragraph is said of them all
             paragraph = written.plain.find("\n\n", start)
             end = end if paragraph < 0 else paragraph
@@ -222,14 +223,14 @@ def _judged(written: Written) -> Statement | None:
 def _opening(written: Written) -> Statement | None:
     """The letter that opens the first or the last line, if no other one opens or lists anything."""
     lines, begin = written.plain.split("\n"), 0
-    found: list[Statement | None] = []
+    openings: list[Statement | None] = []
     for line in lines:
-        found.append(_opens(written, line, begin))
+        openings.append(_opens(written, line, begin))
         begin += len(line) + 1
-    named = {opening.letter for opening in found if opening}
+    named = {opening.letter for opening in openings if opening}
     named |= set(grammar.HAS_BRACKET.findall(written.plain))
-    opening = found[0] or found[-1]
-    announced = not found[0] and lines[-2:-1] and lines[-2].rstrip().endswith(":")
+    opening = openings[0] or openings[-1]
+    announced = not openings[0] and lines[-2:-1] and lines[-2].rstrip().endswith(":")
     if not opening or not opening.letter or len(named) > 1 or announced:
         return None
     start = written.text_after(opening.end) or opening.end
@@ -245,15 +246,15 @@ def _opens(written: Written, line: str, begin: int) -> Statement | None:
     if not match or not match.lastgroup:
         return None
     start, end = match.span(match.lastgroup)
-    found = Statement(begin + start, begin + end, line[start].upper(), "opening")
-    if match.lastgroup == "closed" and grammar.GENUS.match(written.text, found.end):
-        return found if written.has_own_text(line[start].upper(), found.end) else None
-    return found
+    statement = Statement(begin + start, begin + end, line[start].upper(), "opening")
+    if match.lastgroup == "closed" and grammar.GENUS.match(written.text, statement.end):
+        return statement if written.has_own_text(line[start].upper(), statement.end) else None
+    return statement
 
 
 def _lettered(written: Written) -> Statement | None:
     """'..., ou seja, b) cardioversão elétrica', if only one letter stands so before its text."""
-    found = []
+    statements = []
     for at in written.singles:
         apart = grammar.APART.match(written.plain, at + 1)
         if not apart and written.plain[at] in "AaEeIOo":
@@ -266,20 +267,20 @@ def _lettered(written: Written) -> Statement | None:
             continue
         after = written.plain[worded.end : written.clause_end(worded.end)]
         if not written.denied(at, at + 1) and not grammar.DENIAL.search(after):
-            found.append(Statement(at, at + 1, worded.letter, "lettered"))
-    return _last(_agreed(found))
+            statements.append(Statement(at, at + 1, worded.letter, "lettered"))
+    return _last(_agreed(statements))
 
 
 def _mentioned(written: Written) -> Statement | None:
     """'..., conforme a alternativa B', if no other is mentioned so."""
-    found = []
-    for own in written.mentions:
+    statements = []
+    for mention in written.mentions:
         supposed = grammar.HYPOTHESIS.search(
-            written.plain, written.sentence_start(own.start), own.start
+            written.plain, written.sentence_start(mention.start), mention.start
         )
-        if not supposed and not written.denied(own.start, own.end):
-            found.append(own)
-    return _last(_agreed(found))
+        if not supposed and not written.denied(mention.start, mention.end):
+            statements.append(mention)
+    return _last(_agreed(statements))
 
 
 def _worded(written: Written) -> Statement | None:
@@ -327,14 +328,14 @@ def _verbs(written: Written) -> Iterator[Statement]:
     """'Trata-se de apendicite aguda', 'deve-se iniciar amoxicilina'."""
     for match in grammar.WEAK.finditer(written.plain):
         worded = written.wordings.at(match.end())
-        if not worded or not has_words(written.wordings.own[worded.letter]):
+        if not worded or not has_words(written.wordings.stems[worded.letter]):
             continue
         if not _doubted(written, match.start(), worded):
             yield Statement(worded.start, worded.end, worded.letter, "verb text")
 
 
 def _doubted(written: Written, start: int, worded: Wording) -> bool:
-    """Whether a text is denied before or behind it, asked, or one of a list with its letter."""
+    """Whether a text is denied before or behind it, is a question, or stands in a list."""
     plain = written.plain
     verdict = grammar.VERDICT.search(plain, worded.end, written.clause_end(worded.end))
     lettered = any(

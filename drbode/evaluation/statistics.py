@@ -1,4 +1,4 @@
-"""Intervals and tests on answers to questions; what compares training runs comes elsewhere."""
+"""Intervals and tests on answers to questions; `inference` compares training runs."""
 
 import math
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} of {trials} is no proportion")
+    # Not scipy's binomtest(...).proportion_ci, which takes no fractions of successes.
     p = successes / trials
     scale = 1 + z * z / trials
     centre = (p + z * z / (2 * trials)) / scale
@@ -34,12 +35,12 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
 
 
 def score_interval(scores: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of scores from 0 to 1, over the rows that they are of.
+    """The 95 % interval of the mean of scores from 0 to 1, over rows.
 
-    Wilson's where all are 0 or 1, else Student's t, held inside [0, 1]. Scores that are all alike,
-    or a single one, show no spread: theirs is Wilson's about the mean, which is wide enough for any
-    scores, for none spread more than zeros and ones do. 0.2, 0.4 and 0.6 give 0.4 -+ 4.303 x 0.2 /
-    sqrt(3), cut off at 0. Raises ValueError where there are no scores.
+    Wilson's where all are 0 or 1, else Student's t, cut off at 0 and 1. A single score, or scores
+    that are all equal, show no spread: they get Wilson's interval about their mean, which is wide
+    enough because no scores spread more than zeros and ones do. 0.2, 0.4 and 0.6 give 0.4 -+ 4.303
+    x 0.2 / sqrt(3), cut off at 0. Raises ValueError where there are no scores.
     """
     total, trials = sum(scores), len(scores)
     if trials < 2 or _binary(scores) or len(set(scores)) == 1:
@@ -87,9 +88,9 @@ def paired_scores(before: Sequence[float], after: Sequence[float]) -> Paired:
     """Difference in the mean of these two models' scores from 0 to 1, with interval and test.
 
     Where all scores are 0 or 1 they are right and wrong answers, and it is `paired`, with the exact
-    McNemar test. Else interval and p-value are those of the paired t test, over the rows. Where
-    every row gains as much as the others there is no spread to test by: it is `paired` by gained
-    and lost rows, with the interval scaled to that gain. Raises ValueError where the lengths
+    McNemar test. Otherwise interval and p-value are those of the paired t test over the rows. Where
+    all rows gain equally much the t test has no spread to go by: `paired` then counts gained and
+    lost rows, and its interval is scaled to the gain. Raises ValueError where the lengths
     differ.
     """
     if len(before) != len(after) or not before:
@@ -131,22 +132,22 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
     """How often our answer to a prompt has the higher score.
 
     The rate is 1/2 + (wins - losses) / 2n, so its interval is half that of a paired difference
-    about 1/2 (`paired`). Wilson's, of wins and half the ties among n, would take a tie to vary as
-    much as a coin's toss; a bootstrap would have no width where one side wins always. The p-value
-    is the sign test's. Raises ValueError where the lengths differ.
+    about 1/2 (`paired`). Wilson's, of wins and half the ties among n, would treat a tie as if it
+    varied like a coin's toss; a bootstrap would have no width where one side always wins. The
+    p-value is the sign test's. Raises ValueError where the lengths differ.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{len(ours)} and {len(theirs)} answers cannot be paired")
     wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
     losses = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    found = _discordant(wins, losses, len(ours))
+    pairs = _discordant(wins, losses, len(ours))
     return WinRate(
         wins,
         len(ours) - wins - losses,
         losses,
-        0.5 + found.difference / 2,
-        Interval(*(0.5 + edge / 2 for edge in found.interval)),
-        found.p_value,
+        0.5 + pairs.difference / 2,
+        Interval(*(0.5 + edge / 2 for edge in pairs.interval)),
+        pairs.p_value,
     )
 
 
@@ -165,8 +166,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     1 without discordant pairs; 1 gained and 0 lost gives 1, 6 and 0 gives 2 / 64.
     """
     discordant = gained + lost
-    tail = sum(math.comb(discordant, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**discordant))
+    return float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0
 
 
 def brier(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> float:
@@ -181,6 +181,7 @@ def expected_calibration_error(
     confidence: Sequence[float], correct: Sequence[bool], bins: int = 10
 ) -> float:
     """Mean gap between confidence and accuracy, over bins of equal width (Guo et al. 2017)."""
+    # Not torchmetrics', which puts a confidence of 1 into a bin of its own, and needs torch.
     sums = [[0.0, 0.0] for _ in range(bins)]
     for p, ok in zip(confidence, correct, strict=True):
         chosen = sums[min(bins - 1, int(p * bins))]

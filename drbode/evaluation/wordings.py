@@ -46,7 +46,7 @@ class Wording(NamedTuple):
     letter: str
     start: int
     end: int
-    found: int  # how many of the alternative's words are there
+    matched: int  # how many of the alternative's words are there
     share: float  # of them
 
 
@@ -70,9 +70,10 @@ class Wordings:
     def __init__(self, text: str, plain: str, alternatives: Mapping[str, str]) -> None:
         """`plain` is `text` folded."""
         self.text, self.plain = text, plain
-        self.own = {k: own for k, t in alternatives.items() if (own := _words(t, folded(t)).stems)}
-        self.room = {k: _room(own) for k, own in self.own.items()}
-        self.vocabulary = set().union(*self.own.values())
+        stems = {letter: _words(t, folded(t)).stems for letter, t in alternatives.items()}
+        self.stems = {letter: words for letter, words in stems.items() if words}
+        self.room = {letter: _room(words) for letter, words in self.stems.items()}
+        self.vocabulary = set().union(*self.stems.values())
         self.reach = max(self.room.values(), default=0)
 
     @cached_property
@@ -84,7 +85,7 @@ class Wordings:
             begins.setdefault(stem[:3], []).append(stem)
         for i, stem in enumerate(words.stems):
             if stem not in self.vocabulary and len(stem) > 5 and (near := begins.get(stem[:3])):
-                alike = (own for own in near if fuzz.ratio(own, stem) >= SPELLING)
+                alike = (word for word in near if fuzz.ratio(word, stem) >= SPELLING)
                 words.stems[i] = next(alike, stem)
         return words
 
@@ -93,7 +94,7 @@ class Wordings:
         window = self._window(start)
         if self.vocabulary.isdisjoint(self.words.stems[window.start : window.stop]):
             return None
-        there = [own for k in self.own if (own := self._worded(k, window))]
+        there = [one for k in self.stems if (one := self._worded(k, window))]
         there = [w for w in there if not any(self._shorter(w, other) for other in there)]
         if not there:
             return None
@@ -102,23 +103,23 @@ class Wordings:
         best = max(rivals, key=lambda w: w.share)
         if sum(w.share == best.share for w in rivals) > 1:
             return None
-        if best.share < 1 and any(self._found(k, window) > best.found for k in self.own):
+        if best.share < 1 and any(self._matched(k, window) > best.matched for k in self.stems):
             return None
         apart = [w.start for w in there if w.start > first.end]
         if apart and JOINED.fullmatch(self.text, best.end, min(apart)):
             return None
-        longer = any(self._part(best.letter, k) for k in self.own)
+        longer = any(self._part(best.letter, k) for k in self.stems)
         return None if longer and GOES_ON.match(self.text, best.end) else best
 
     def supports(self, letter: str, start: int) -> bool:
-        """Whether half of the letter's own words follow, and a larger share than of any other's.
+        """Whether half of the words of the letter's text follow, and fewer of any other text.
 
         So little is enough where the letter itself stands before them.
         """
         window = self._window(start)
-        share = {k: self._found(k, window) / len(own) for k, own in self.own.items()}
-        own = share.pop(letter, 0.0)
-        return own >= HALF and all(own > other for other in share.values())
+        share = {k: self._matched(k, window) / len(words) for k, words in self.stems.items()}
+        letters = share.pop(letter, 0.0)
+        return letters >= HALF and all(letters > other for other in share.values())
 
     def _window(self, start: int) -> range:
         """Which of the text's words stand behind `start`, in its line and within reach."""
@@ -127,33 +128,33 @@ class Wordings:
         end = bisect_left(self.words.starts, stop) if stop >= 0 else len(self.words.starts)
         return range(begin, min(end, begin + self.reach))
 
-    def _stems(self, letter: str, window: range) -> list[str]:
+    def _in_reach(self, letter: str, window: range) -> list[str]:
         stop = min(window.stop, window.start + self.room[letter])
         return self.words.stems[window.start : stop]
 
-    def _found(self, letter: str, window: range) -> int:
-        return LCSseq.similarity(self.own[letter], self._stems(letter, window))
+    def _matched(self, letter: str, window: range) -> int:
+        return LCSseq.similarity(self.stems[letter], self._in_reach(letter, window))
 
     def _worded(self, letter: str, window: range) -> Wording | None:
-        own, stems = self.own[letter], self._stems(letter, window)
-        found = LCSseq.similarity(own, stems)
-        if not found or found < len(own) * (1 if len(own) <= SHORT else MOST):
+        words, nearby = self.stems[letter], self._in_reach(letter, window)
+        matched = LCSseq.similarity(words, nearby)
+        if not matched or matched < len(words) * (1 if len(words) <= SHORT else MOST):
             return None
-        same = [op for op in LCSseq.opcodes(own, stems) if op.tag == "equal"]
+        same = [op for op in LCSseq.opcodes(words, nearby) if op.tag == "equal"]
         first, last = same[0].dest_start, same[-1].dest_end - 1
-        if DENYING & set(own) != DENYING & set(stems[: last + 1]):
+        if DENYING & set(words) != DENYING & set(nearby[: last + 1]):
             return None
         start, end = self.words.starts[window.start + first], self.words.ends[window.start + last]
-        return Wording(letter, start, end, found, found / len(own))
+        return Wording(letter, start, end, matched, matched / len(words))
 
     def _part(self, one: str, other: str) -> bool:
         """Whether a text is part of another."""
-        shorter, longer = self.own[one], self.own[other]
+        shorter, longer = self.stems[one], self.stems[other]
         return len(shorter) < len(longer) and LCSseq.similarity(shorter, longer) == len(shorter)
 
     def _shorter(self, one: Wording, other: Wording) -> bool:
         """Whether a wording is but a part of another one that is there."""
-        return one.found < other.found and self._part(one.letter, other.letter)
+        return one.matched < other.matched and self._part(one.letter, other.letter)
 
 
 def has_words(stems: Iterable[str]) -> bool:

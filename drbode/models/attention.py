@@ -6,6 +6,11 @@ trees' own tokens, as a model's cache brings them.
 In an encoder, whose attention says that it is not causal, a token sees what stands after it too, of
 the same prompt and completion; a prompt sees no completion in either, for it may have several.
 
+Three things that families add to this are known: a window (a token sees itself and the window - 1
+positions before it, where a position counts from the start of the prefix through the prompt into
+the completion), a soft cap on the scores, and sinks (a learnt score for each head that takes part
+in the softmax and carries no value).
+
 One rule, two backends, registered with transformers under the names below, so no model's code is
 touched. `sdpa` runs each prompt and completion through scaled_dot_product_attention on its own,
 `flex` is told the rule and skips what it hides.
@@ -13,24 +18,26 @@ touched. `sdpa` runs each prompt and completion through scaled_dot_product_atten
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 from drbode.trees import Layout
 
 # What transformers hands to every attention function, and these need not read. Anything else that
-# is not None (a window, a soft cap, a sink) changes what the model computes, and is refused.
+# is not None changes what the model computes, and is refused.
 HARMLESS = {
     "position_ids",  # already in the queries and keys, or in the embeddings that they come from
     "use_cache",  # keys are kept, or not, before the attention function is called
 }
 
-NAMES = {"sdpa": "drbode_tree_sdpa", "flex": "drbode_tree_flex"}
+# Not with `sdpa` in it: transformers refuses such a name for families whose plain attention has a
+# soft cap or sinks.
+NAMES = {"sdpa": "drbode_tree_pieces", "flex": "drbode_tree_flex"}
 
 
 class Prefix(DynamicCache):  # type: ignore[misc]
@@ -43,15 +50,61 @@ class Prefix(DynamicCache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """A layer's keys and values of the prefix, and after them those of the trees' tokens."""
-        own = self.layers[layer_idx]
-        keys = torch.cat([own.keys, key_states], dim=2)
-        return keys, torch.cat([own.values, value_states], dim=2)
+        layer = self.layers[layer_idx]
+        keys = torch.cat([layer.keys, key_states], dim=2)
+        return keys, torch.cat([layer.values, value_states], dim=2)
 
     def repeated(self, rows: int) -> DynamicCache:
         """The same as a cache that grows, for a batch of so many rows."""
         return DynamicCache(
-            [[t.expand(rows, -1, -1, -1) for t in (own.keys, own.values)] for own in self.layers]
+            [
+                [t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values)]
+                for layer in self.layers
+            ]
         )
+
+
+class _Scores(NamedTuple):
+    """How a model turns queries and keys into weights, beside what may be seen."""
+
+    scaling: float | None
+    dropout: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    sinks: Float[Tensor, " heads"] | None
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, lower: bool = False
+    ) -> Float[Tensor, "1 heads queries dim"]:
+        """Attention of one piece; `lower`: causal without a mask."""
+        if self.softcap is None and self.sinks is None:
+            return scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=self.dropout,
+                is_causal=lower,
+                scale=self.scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        if lower:
+            mask = _lower_right(0, query.shape[2], query.device, None)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        scale = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        scores = (query @ key.transpose(2, 3)) * scale
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        if self.sinks is not None:
+            sinks = self.sinks.to(scores.dtype).view(1, -1, 1, 1)
+            scores = torch.cat((scores, sinks.expand(-1, -1, scores.shape[2], 1)), dim=-1)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = wide.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+        return dropout(weights, self.dropout) @ value
 
 
 def _refuse_unknown(others: Mapping[str, Any]) -> None:
@@ -74,25 +127,31 @@ def _checked(layout: Layout | None, query: Tensor) -> Layout:
     return layout
 
 
-def _causal(module: nn.Module) -> bool:
+def _causal(module: nn.Module, window: int | None) -> bool:
     """Whether a token sees nothing after it, as transformers' attention modules say of themselves.
 
-    Raises AttributeError for one that does not say.
+    Raises AttributeError for one that does not say, ValueError for a window that is not causal.
     """
-    return bool(module.is_causal)
+    causal = bool(module.is_causal)
+    if window is not None and not causal:
+        raise ValueError("the tree attention knows a sliding_window in decoders only")
+    return causal
 
 
 def tree_attention_sdpa(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
     key: Float[Tensor, "1 kv_heads seen dim"],
-    value: Float[Tensor, "1 kv_heads seen dim"],
+    value: Float[Tensor, "1 kv_heads seen value_dim"],
     attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     **others: Any,
-) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
+) -> tuple[Float[Tensor, "1 tokens heads value_dim"], None]:
     """Piece by piece: a prompt with its first completion, then each further one on the same keys.
 
     After a prefix, whose keys each piece would copy, it is tree by tree under the rule as a mask.
@@ -101,40 +160,38 @@ def tree_attention_sdpa(
     """
     _refuse_unknown(others)
     layout = _checked(layout, query)
-    causal = _causal(module)
+    causal = _causal(module, sliding_window)
+    scores = _Scores(scaling, dropout, causal, sliding_window, softcap, s_aux)
     if key.shape[2] > query.shape[2]:
-        return _after_prefix(query, key, value, scaling, dropout, layout, causal), None
+        return _after_prefix(query, key, value, scores, layout), None
     lengths = [n for tree in layout for n in tree]
     queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
     outputs = []
     at = 0
     for prompt, *completions in layout:
         shared = slice(at, at + 2 if completions and causal else at + 1)
         if causal or prompt:
+            first = _joined(queries[shared])
+            length = first.shape[2]
+            windowed = sliding_window is not None and length > sliding_window
+            mask = _lower_right(0, length, query.device, sliding_window) if windowed else None
             outputs.append(
-                scaled_dot_product_attention(
-                    _joined(queries[shared]),
+                scores.mix(
+                    first,
                     _joined(keys[shared]),
                     _joined(values[shared]),
-                    dropout_p=dropout,
-                    is_causal=causal,
-                    scale=scaling,
-                    enable_gqa=grouped,
+                    mask,
+                    lower=causal and mask is None,
                 )
             )
         for branch in range(shared.stop, at + 1 + len(completions)):
+            length = queries[branch].shape[2]
             outputs.append(
-                scaled_dot_product_attention(
+                scores.mix(
                     queries[branch],
                     _joined((keys[at], keys[branch])),
                     _joined((values[at], values[branch])),
-                    attn_mask=_lower_right(prompt, queries[branch].shape[2], query.device)
-                    if causal
-                    else None,
-                    dropout_p=dropout,
-                    scale=scaling,
-                    enable_gqa=grouped,
+                    _lower_right(prompt, length, query.device, sliding_window) if causal else None,
                 )
             )
         at += 1 + len(completions)
@@ -142,30 +199,46 @@ def tree_attention_sdpa(
 
 
 def _after_prefix(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    dropout: float,
-    layout: Layout,
-    causal: bool,
-) -> Float[Tensor, "1 tokens heads dim"]:
+    query: Tensor, key: Tensor, value: Tensor, scores: _Scores, layout: Layout
+) -> Float[Tensor, "1 tokens heads value_dim"]:
     prefix = key.shape[2] - query.shape[2]
     lengths = [sum(tree) for tree in layout]
     keys, values = (t.split([prefix, *lengths], dim=2) for t in (key, value))
     outputs = [
-        scaled_dot_product_attention(
-            own,
+        scores.mix(
+            of_tree,
             torch.cat((keys[0], keys[number]), dim=2),
             torch.cat((values[0], values[number]), dim=2),
-            attn_mask=pad(_within_tree(tree, query.device, causal), (prefix, 0), value=True),
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            _with_prefix(prefix, tree, query.device, scores.causal, scores.window),
         )
-        for number, (tree, own) in enumerate(zip(layout, query.split(lengths, 2), strict=True), 1)
+        for number, (tree, of_tree) in enumerate(
+            zip(layout, query.split(lengths, 2), strict=True), 1
+        )
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _with_prefix(
+    prefix: int, tree: tuple[int, ...], device: torch.device, causal: bool, window: int | None
+) -> Tensor:
+    """True where a token of a tree may look at one of the prefix, or of the same tree."""
+    seen = pad(_within_tree(tree, device, causal), (prefix, 0), value=True)
+    if window is None:
+        return seen
+    positions = _positions(prefix, (tree,)).to(device)
+    return seen & (positions[prefix:, None] - positions < window)
+
+
+def _positions(prefix: int, layout: Layout) -> Tensor:
+    """Where each key stands in its own sequence: those of the prefix, then the trees' tokens."""
+    starts = [
+        (start, length)
+        for prompt, *completions in layout
+        for start, length in ((0, prompt), *((prompt, n) for n in completions))
+    ]
+    return torch.cat(
+        [torch.arange(prefix), *(prefix + start + torch.arange(n) for start, n in starts)]
+    )
 
 
 @lru_cache(maxsize=512)
@@ -182,22 +255,29 @@ def _joined(pieces: Any) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _lower_right(prompt: int, length: int, device: torch.device) -> Tensor:
-    """True where a completion's token may look: all of the prompt, itself and what is before it."""
-    return torch.ones(length, prompt + length, dtype=torch.bool, device=device).tril(prompt)
+def _lower_right(prompt: int, length: int, device: torch.device, window: int | None) -> Tensor:
+    """True where a completion's token may look: the prompt, itself and what is before it.
+
+    Of these the last `window` positions, where there is one.
+    """
+    seen = torch.ones(length, prompt + length, dtype=torch.bool, device=device).tril(prompt)
+    return seen if window is None else seen.triu(prompt - window + 1)
 
 
 def tree_attention_flex(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
     key: Float[Tensor, "1 kv_heads seen dim"],
-    value: Float[Tensor, "1 kv_heads seen dim"],
+    value: Float[Tensor, "1 kv_heads seen value_dim"],
     attention_mask: None,
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     **others: Any,
-) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
+) -> tuple[Float[Tensor, "1 tokens heads value_dim"], None]:
     """The same rule by FlexAttention.
 
     Raises ValueError without a layout, with dropout, or with an argument that it does not know.
@@ -206,17 +286,29 @@ def tree_attention_flex(
     layout = _checked(layout, query)
     if dropout:
         raise ValueError("FlexAttention has no dropout; set model.attention=sdpa")
+    causal = _causal(module, sliding_window)
+    prefix = key.shape[2] - query.shape[2]
+    options: dict[str, Any] = {} if softcap is None else {"score_mod": _capped(softcap)}
+    if s_aux is not None:
+        options["return_lse"] = True
     mixed = _flex(query.device.type)(
         query,
         key,
         value,
-        block_mask=_block_mask(
-            layout, key.shape[2] - query.shape[2], query.device, _causal(module)
-        ),
+        block_mask=_block_mask(layout, prefix, query.device, causal, sliding_window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
+    if s_aux is not None:  # what the sinks take is known from the log of the sum of exponentials
+        mixed, normaliser = mixed
+        mixed = mixed * torch.sigmoid(normaliser - s_aux.view(1, -1, 1))[..., None].to(mixed.dtype)
     return mixed.transpose(1, 2), None
+
+
+@lru_cache(maxsize=8)  # the same function for the same cap, so that it is compiled once
+def _capped(cap: float) -> Any:
+    return lambda score, _batch, _head, _query, _key: cap * torch.tanh(score / cap)
 
 
 @lru_cache(maxsize=2)
@@ -227,9 +319,11 @@ def _flex(device_type: str) -> Any:
     return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
 
 
-@lru_cache(maxsize=8)  # every layer of a batch asks for the same one
-def _block_mask(layout: Layout, prefix: int, device: torch.device, causal: bool) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+@lru_cache(maxsize=8)  # every layer of a batch needs the same one
+def _block_mask(
+    layout: Layout, prefix: int, device: torch.device, causal: bool, window: int | None = None
+) -> Any:
+    from torch.nn.attention.flex_attention import and_masks, create_block_mask
 
     lengths = torch.tensor([prefix, *(n for tree in layout for n in tree)])
     trees = torch.tensor([-1, *(i for i, tree in enumerate(layout) for _ in tree)])  # -1: prefix
@@ -240,21 +334,23 @@ def _block_mask(layout: Layout, prefix: int, device: torch.device, causal: bool)
     keys = len(tree)
     # The last key that a token may see: its own, or any. A tensor, for the rule is vectorised.
     last = torch.arange(keys, device=device) if causal else torch.full_like(tree, keys)
-    return create_block_mask(
-        lambda _batch, _head, query, key: (
-            (tree[key] < 0)
-            | (
-                (tree[query + prefix] == tree[key])
-                & ((branch[key] == 0) | (branch[key] == branch[query + prefix]))
-                & (key <= last[query + prefix])
-            )
-        ),
-        None,
-        None,
-        keys - prefix,
-        keys,
-        device=str(device),
+
+    # Lambdas, which carry no types to check: FlexAttention counts a function's arguments.
+    rule: Any = lambda _batch, _head, query, key: (  # noqa: E731
+        (tree[key] < 0)
+        | (
+            (tree[query + prefix] == tree[key])
+            & ((branch[key] == 0) | (branch[key] == branch[query + prefix]))
+            & (key <= last[query + prefix])
+        )
     )
+    if window is not None:
+        positions = _positions(prefix, layout).to(device)
+        near: Any = lambda _batch, _head, query, key: (  # noqa: E731
+            positions[query + prefix] - positions[key] < window
+        )
+        rule = and_masks(rule, near)
+    return create_block_mask(rule, None, None, keys - prefix, keys, device=str(device))
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

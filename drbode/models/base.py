@@ -1,22 +1,20 @@
-"""The network and its tokenizer: found, loaded, and run on packed trees."""
+"""The network and its tokenizer: found, checked and loaded."""
 
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
-from jaxtyping import Float, Int
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,19 +35,12 @@ from drbode.config import (
     QloraConfig,
     build,
 )
-from drbode.models.attention import NAMES, Prefix
-from drbode.objectives.logps import token_logps
+from drbode.models.attention import NAMES
+from drbode.models.families import own_modules, prove
+from drbode.models.policy import QUANTIZATION, Attention, Policy, kind_of
 from drbode.record import read_record
-from drbode.trees import Batch
 
-# Families whose attention goes through transformers' interface, and whose rule is plain causal in
-# decoders, plain bidirectional in encoders.
-FAMILIES: dict[str, ModelKind] = {
-    "qwen3": "decoder",
-    "llama": "decoder",
-    "gpt2": "decoder",
-    "bert": "encoder",
-}
+__all__ = ["NAMES", "QUANTIZATION", "Attention", "Policy"]  # what other rooms find here as well
 
 WRONG_KIND: dict[ModelKind, str] = {  # what is said of a model of the other kind than is needed
     "encoder": "an encoder, which predicts masked tokens and writes none; expected a decoder, or "
@@ -59,237 +50,9 @@ WRONG_KIND: dict[ModelKind, str] = {  # what is said of a model of the other kin
 }
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-QUANTIZATION = "quantization.json"  # beside an adapter: how the base it was trained on was held
-
-# Where modules keep a probability: nn.Dropout, the attention of Llama and Qwen, and, for each
-# adapter's name, some of peft's tuners.
-DROPOUTS = ("p", "attention_dropout", "rank_dropout", "module_dropout")
-
-T = TypeVar("T")
-Attention = Literal["sdpa", "flex"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 logging.disable_progress_bar()  # a bar for a shard of weights tells nobody anything
-
-
-class Policy(nn.Module):
-    """A language model as drbode uses it: hidden states of trees, and their logps.
-
-    A decoder predicts the token after a hidden state, an encoder the one that was masked there.
-    `network` is the transformers model, or the peft model around it; which of its tensors train is
-    written in their `requires_grad`. `quantization` says how the frozen ones are held.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        tokenizer: Any,
-        attention: Attention = "sdpa",
-        quantization: QloraConfig | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.tokenizer = tokenizer
-        self.attention = attention
-        self.quantization = quantization
-        self.model.set_attn_implementation(NAMES[attention])
-
-    @property
-    def model(self) -> Any:
-        """The transformers model, adapters in place."""
-        if isinstance(self.network, PeftModel):
-            return self.network.get_base_model()
-        return self.network
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    @property
-    def kind(self) -> ModelKind:
-        return FAMILIES[self.model.config.model_type]
-
-    @property
-    def context(self) -> int:
-        """The longest sequence the model has positions for, in tokens."""
-        return int(self.model.config.max_position_embeddings)
-
-    @property
-    def holds_base(self) -> bool:
-        """Whether the network with its adapter switched off is the base it was tuned from.
-
-        It is not where biases were trained, or where the adapter began as a part that was taken
-        out of the base's weights (PiSSA, OLoRA, CorDA).
-        """
-        if not isinstance(self.network, PeftModel):
-            return False
-        adapter = self.network.peft_config["default"]
-        starts = {
-            field.name: field.default
-            for field in dataclasses.fields(adapter)
-            if field.name.startswith("init_")
-        }
-        untouched = all(
-            getattr(adapter, name) in (True, False, "gaussian", default)
-            for name, default in starts.items()
-        )
-        return untouched and getattr(adapter, "bias", "none") == "none"
-
-    def hidden(
-        self,
-        batch: Batch,
-        prefix: Prefix | None = None,
-        segments: Int[Tensor, " tokens"] | None = None,
-    ) -> Float[Tensor, "tokens width"]:
-        """Hidden states after the last norm, where the head reads them.
-
-        `segments` are an encoder's token types; None: all are 0.
-        """
-        start = 0 if prefix is None else prefix.get_seq_length()
-        types = {} if segments is None else {"token_type_ids": segments[None]}
-        output = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.positions[None] + start,
-            past_key_values=prefix,
-            layout=batch.layout,
-            use_cache=False,
-            **types,
-        )
-        states: Tensor = output.last_hidden_state[0]
-        return states
-
-    def logps(self, batch: Batch, prefix: Prefix | None = None) -> Float[Tensor, " supervised"]:
-        """Log-probability (nats) of each supervised token."""
-        hidden = self.hidden(batch, prefix)
-        return self.predicted(hidden[batch.sources], batch.targets)
-
-    def predicted(
-        self, states: Float[Tensor, "supervised width"], targets: Int[Tensor, " supervised"]
-    ) -> Float[Tensor, " supervised"]:
-        """Log-probability (nats) that the head gives each target at its hidden state."""
-        if self.kind == "encoder":
-            states = self.model.cls.predictions.transform(states)
-        head = self.model.get_output_embeddings()
-        return token_logps(states, head.weight, targets, getattr(head, "bias", None))
-
-    def prefix(self, ids: list[int]) -> Prefix:
-        """Tokens that trees are to go on from, run once, without dropout or gradient.
-
-        It holds while the weights stay as they are.
-        """
-        with self.evaluating(), torch.no_grad():
-            output = self.model.base_model(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.arange(len(ids), device=self.device)[None],
-                layout=((len(ids),),),
-                use_cache=True,
-            )
-        return Prefix([layer[:2] for layer in output.past_key_values])
-
-    def forward(self, compute: Callable[[], T]) -> T:
-        """What `under` calls, through torch.func."""
-        return compute()
-
-    def under(self, state: Mapping[str, Tensor], compute: Callable[[], T]) -> T:
-        """Runs `compute`, which uses this policy, with other values of the trainable tensors.
-
-        So one network plays policy, reference and reward model, whatever the method. No gradient
-        is kept: recomputation under checkpointing would see the wrong tensors.
-        """
-        values = {f"network.{name}": tensor for name, tensor in state.items()}
-        with torch.no_grad():
-            result: T = functional_call(self, values, (compute,))
-        return result
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
-
-    def count(self) -> tuple[int, int]:
-        """Parameters that train, and all parameters; a tied tensor is counted once.
-
-        A tensor that holds two 4-bit weights in a byte counts for what it stands for.
-        """
-        parameters = list(self.network.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad), sum(
-            p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel()
-            for p in parameters
-        )
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the trainable tensors, on the CPU."""
-        return {n: p.detach().cpu().clone() for n, p in self.trainable().items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes trainable tensors back in; raises BadInput if they are of another method."""
-        parameters = self.trainable()
-        if state.keys() != parameters.keys():
-            odd = sorted(state.keys() ^ parameters.keys())[0]
-            raise BadInput(
-                f"the checkpoint does not fit the model and method: {odd} is in one of them only; "
-                "use force=true to start over"
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                if state[name].shape != parameter.shape:
-                    raise BadInput(
-                        f"the checkpoint does not fit: {name} has shape "
-                        f"{tuple(state[name].shape)}, expected {tuple(parameter.shape)}; use "
-                        "force=true to start over"
-                    )
-                parameter.copy_(state[name])
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Puts the network into evaluation mode, and back into the mode that it was in."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            yield
-        finally:
-            self.network.train(training)
-
-    @contextmanager
-    def without_dropout(self) -> Iterator[None]:
-        """Switches every dropout off, in training mode as well."""
-        probabilities = {
-            (module, name): value
-            for module in self.network.modules()
-            for name in DROPOUTS
-            if isinstance(value := getattr(module, name, None), float | dict)
-        }
-        for (module, name), value in probabilities.items():
-            setattr(module, name, dict.fromkeys(value, 0.0) if isinstance(value, dict) else 0.0)
-        try:
-            yield
-        finally:
-            for (module, name), probability in probabilities.items():
-                setattr(module, name, probability)
-
-    @contextmanager
-    def generating(self) -> Iterator[Any]:
-        """The transformers model ready for `generate`: under `sdpa`, in evaluation mode.
-
-        The tree functions take no padding mask, which batched generation needs.
-        """
-        self.model.set_attn_implementation("sdpa")
-        try:
-            with self.evaluating():
-                yield self.network
-        finally:
-            self.model.set_attn_implementation(NAMES[self.attention])
-
-    def save(self, folder: Path) -> None:
-        """Writes the adapter in peft's format, or the weights as safetensors, and the tokenizer."""
-        # The name of the tree attention is ours; what is written loads without drbode.
-        self.model.set_attn_implementation("sdpa")
-        try:
-            self.network.save_pretrained(str(folder), safe_serialization=True)  # type: ignore[operator]
-        finally:
-            self.model.set_attn_implementation(NAMES[self.attention])
-        self.tokenizer.save_pretrained(str(folder))
-        if self.quantization is not None and isinstance(self.network, PeftModel):
-            held = json.dumps(dataclasses.asdict(self.quantization), indent=1)
-            (folder / QUANTIZATION).write_text(held + "\n")
 
 
 def bodinho_folder() -> Path:
@@ -353,12 +116,12 @@ def load_policy(
     """The base network (an adapter's folder: with the adapter) and its tokenizer.
 
     The base is held in 4 bits where `quantization` says how. Raises BadInput where the model is not
-    to be had, is of a family that the tree attention does not know or not of the `kind` that is
+    to be had, is of a family that packed trees compute otherwise or not of the `kind` that is
     needed (None: either will do), or is damaged.
     """
-    described = describe(config, kind)
+    described = describe(config, kind, attention)
     path, options = _source(config)
-    encodes = FAMILIES[described.config.model_type] == "encoder"
+    encodes = kind_of(described.config) == "encoder"
     auto = AutoModelForPreTraining if encodes else AutoModelForCausalLM
     with _to_be_had(config):
         torch.manual_seed(seed)  # of what is random: all weights, or a head that is not there yet
@@ -369,11 +132,12 @@ def load_policy(
                 options["quantization_config"] = _bits_and_bytes(quantization)
             network = auto.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
             _hold_in_one_format(network)
-        if adapter_base(config.path):
-            with without_peft_warnings():
-                # Without which tensors that the file lacks would begin anew in silence.
-                warnings.filterwarnings("error", message="Found missing adapter keys")
-                network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
+    _check_modules(network, described.config, config, attention)
+    if adapter_base(config.path):
+        with _to_be_had(config), without_peft_warnings():
+            # Without which tensors that the file lacks would begin anew in silence.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            network = PeftModel.from_pretrained(network, config.path, is_trainable=True)
     return Policy(network, described.tokenizer, attention, quantization)
 
 
@@ -389,7 +153,9 @@ class Description(NamedTuple):
         return int(self.config.max_position_embeddings)
 
 
-def describe(config: ModelConfig, kind: ModelKind | None) -> Description:
+def describe(
+    config: ModelConfig, kind: ModelKind | None, attention: Attention = "sdpa"
+) -> Description:
     """The model's own config and tokenizer. Raises BadInput as `load_policy` does."""
     path, options = _source(config)
     base = adapter_base(config.path)
@@ -398,7 +164,14 @@ def describe(config: ModelConfig, kind: ModelKind | None) -> Description:
         tokenizer = AutoTokenizer.from_pretrained(
             config.path if base else path, **({} if base else options)
         )
-    _check_family(described, path, kind)
+    _check_kind(described, path, kind)
+    problem = prove(described, attention, config.trust_remote_code).problem
+    if problem is not None:
+        raise BadInput(
+            f"model.path: {path} is of the family {described.model_type}, which cannot be trained "
+            f"on packed trees: {problem}; expected a model whose layers all attend through "
+            "transformers' interface, as those of Qwen3, Llama and Mistral do"
+        )
     if config.chat_template is not None:
         template = Path(config.chat_template)
         if not template.is_file():
@@ -523,19 +296,27 @@ def _bits_and_bytes(quantization: QloraConfig) -> BitsAndBytesConfig:
     )
 
 
-def _check_family(described: Any, path: str, kind: ModelKind | None) -> None:
-    windows = "sliding_attention" in (getattr(described, "layer_types", None) or ())
-    if described.model_type not in FAMILIES or windows:
-        family = f"{described.model_type}{' with sliding windows' if windows else ''}"
-        raise BadInput(
-            f"model.path: {path} is of the family {family}, which the tree attention was not "
-            f"tried on; expected one of {', '.join(FAMILIES)}"
-        )
-    found = FAMILIES[described.model_type]
-    if kind is not None and found != kind:
-        raise BadInput(f"model.path: {path} is {WRONG_KIND[found]}")
-    if found == "encoder" and (described.is_decoder or not described.tie_word_embeddings):
+def _check_kind(described: Any, path: str, kind: ModelKind | None) -> None:
+    """Raises BadInput for an encoder where a decoder is needed, and the other way round."""
+    kind_found = kind_of(described)
+    if kind is not None and kind_found != kind:
+        raise BadInput(f"model.path: {path} is {WRONG_KIND[kind_found]}")
+    if kind_found == "encoder" and (described.is_decoder or not described.tie_word_embeddings):
         raise BadInput(
             f"model.path: {path} is a BERT set up as a decoder or with a head of its own, which "
             "the stage mlm does not know; expected is_decoder false and tied embeddings"
+        )
+
+
+def _check_modules(
+    network: nn.Module, described: Any, config: ModelConfig, attention: Attention
+) -> None:
+    """Raises BadInput where the network holds modules that the small one it was proved on lacks."""
+    proved = prove(described, attention, config.trust_remote_code).modules
+    unproved = sorted(own_modules(network) - proved)
+    if unproved:
+        raise BadInput(
+            f"model.path: {config.path} holds modules that a small network of its config has not "
+            f"({', '.join(unproved)}), so that it could not be tried on packed trees; expected a "
+            "model whose config names the kind of each layer"
         )

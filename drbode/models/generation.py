@@ -12,7 +12,7 @@ from drbode.models.base import Policy
 
 
 class Generated(NamedTuple):
-    """The tokens after a prompt, its end token among them; `ended`: that is the one asked for."""
+    """The tokens after a prompt, its end token among them; `ended`: that is `end`, not another."""
 
     ids: list[int]
     ended: bool
@@ -39,8 +39,8 @@ def generate(
     `max_tokens` tokens with the prefix and what they may grow by, for that much keys and values
     take; which go together changes no greedy answer.
     """
-    own = policy.model.generation_config.eos_token_id
-    ends = {end, *(own if isinstance(own, list) else [own])} - {None}
+    also = policy.model.generation_config.eos_token_id
+    ends = {end, *(also if isinstance(also, list) else [also])} - {None}
     options = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -50,10 +50,12 @@ def generate(
         eos_token_id=sorted(ends),
         pad_token_id=end,  # what stands left of a prompt is masked, right of an end it is cut off
     )
-    found: list[Generated] = [Generated([], False)] * len(prompts)
+    answers: list[Generated] = [Generated([], False)] * len(prompts)
     start = 0 if prefix is None else prefix.get_seq_length()
     with policy.generating(), _generation_config(policy.model, options):
-        for group in _alike(prompts, start + max_new_tokens, max_tokens):
+        # What pads a prompt stands after the prefix, where transformers' windows would count it.
+        equal = prefix is not None and policy.windowed
+        for group in _alike(prompts, start + max_new_tokens, max_tokens, equal):
             width = max(len(prompts[i]) for i in group)
             pads = [width - len(prompts[i]) for i in group]
             ids = [[end] * pad + prompts[i] for pad, i in zip(pads, group, strict=True)]
@@ -66,8 +68,8 @@ def generate(
             )
             for i, row in zip(group, written[:, width:].tolist(), strict=True):
                 stop = next((n for n, token in enumerate(row, 1) if token in ends), len(row))
-                found[i] = Generated(row[:stop], row[stop - 1] == end)
-    return found
+                answers[i] = Generated(row[:stop], row[stop - 1] == end)
+    return answers
 
 
 @contextmanager
@@ -81,13 +83,16 @@ def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = kept
 
 
-def _alike(prompts: Sequence[list[int]], grow: int, max_tokens: int) -> list[list[int]]:
-    """Indices of prompts in groups of like length, the longest first."""
+def _alike(
+    prompts: Sequence[list[int]], grow: int, max_tokens: int, equal: bool = False
+) -> list[list[int]]:
+    """Indices of prompts in groups of like length (`equal`: the same), the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     groups: list[list[int]] = []
     for i in order:
         widest = len(prompts[groups[-1][0]]) if groups else 0
-        if groups and (len(groups[-1]) + 1) * (widest + grow) <= max_tokens:
+        fits = groups and (len(groups[-1]) + 1) * (widest + grow) <= max_tokens
+        if fits and not (equal and len(prompts[i]) < widest):
             groups[-1].append(i)
         else:
             groups.append([i])

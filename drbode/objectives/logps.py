@@ -17,8 +17,14 @@ def token_logps(
     head: Float[Tensor, "vocabulary width"],
     targets: Int[Tensor, " tokens"],
     bias: Float[Tensor, " vocabulary"] | None = None,
+    *,
+    scale: float = 1.0,
+    cap: float | None = None,
 ) -> Float[Tensor, " tokens"]:
     """Log-probability (nats, fp32 or wider) of each target under softmax(hidden @ head.T + bias).
+
+    Logits are multiplied by `scale`, then bounded softly: cap * tanh(logit / cap), as Gemma 2 has
+    it.
 
     Works through the vocabulary in blocks, with all tokens in each, so that the head, which is
     large, is read once. The normaliser is kept as a running maximum and a sum relative to it, as in
@@ -28,7 +34,10 @@ def token_logps(
     with a trained one the logits are computed a second time. Equals
     `log_softmax(logits).gather(targets)`.
     """
-    logps: Tensor = _TokenLogps.apply(hidden, head, targets, bias)  # type: ignore[no-untyped-call]
+    if scale != 1.0:
+        hidden = hidden * scale
+        bias = None if bias is None else bias * scale
+    logps: Tensor = _TokenLogps.apply(hidden, head, targets, bias, cap)  # type: ignore[no-untyped-call]
     return logps
 
 
@@ -51,6 +60,14 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, block: slice) -> 
     return logits.to(_wide(logits))
 
 
+def _capped(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """The logits under the cap, and their derivative by those without; None: it is 1."""
+    if cap is None:
+        return logits, None
+    bounded = torch.tanh(logits / cap)
+    return cap * bounded, 1 - bounded.square()
+
+
 def _wide(tensor: Tensor) -> torch.dtype:
     """The precision of sums."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -67,7 +84,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        cap: float | None,
     ) -> Tensor:
         if torch.is_autocast_enabled(hidden.device.type):
             lower = torch.get_autocast_dtype(hidden.device.type)
@@ -81,10 +103,13 @@ class _TokenLogps(torch.autograd.Function):
         direction = torch.zeros_like(hidden_used, dtype=wide) if store else None
         chosen = hidden.new_zeros(len(targets), 1, dtype=wide)
         total, largest = torch.zeros_like(chosen), torch.full_like(chosen, -torch.inf)
+        slope_chosen = torch.ones_like(chosen)
         for block in _blocks(head):
-            logits = _logits(hidden_used, head_used, bias_used, block)
+            logits, slopes = _capped(_logits(hidden_used, head_used, bias_used, block), cap)
             here, at = _within(targets, block)
             chosen = torch.where(here, logits.gather(-1, at), chosen)
+            if slopes is not None:
+                slope_chosen = torch.where(here, slopes.gather(-1, at), slope_chosen)
             larger = torch.maximum(largest, logits.amax(-1, keepdim=True))
             # exp(logit - largest) serves the normaliser and the gradient, which is divided by the
             # sum afterwards; what was summed up so far is brought to the new maximum.
@@ -92,13 +117,16 @@ class _TokenLogps(torch.autograd.Function):
             shrunk = (largest - larger).exp_()
             total = total * shrunk + weights.sum(-1, keepdim=True)
             if direction is not None:
-                _add_product(direction.mul_(shrunk), weights, head_used[block])
+                sloped = weights if slopes is None else weights * slopes
+                _add_product(direction.mul_(shrunk), sloped, head_used[block])
             largest = larger
         normaliser = largest + total.log()
         ctx.hidden_dtype = hidden.dtype
         ctx.head_dtype = head.dtype
+        ctx.cap = cap
         if direction is not None:
-            direction.div_(-total).add_(head_used[targets])
+            rows = head_used[targets] if cap is None else head_used[targets] * slope_chosen
+            direction.div_(-total).add_(rows)
         if ctx.head_is_trained:
             ctx.save_for_backward(hidden_used, head_used, targets, bias_used, normaliser)
         else:
@@ -107,20 +135,25 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Any]:
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
         if not ctx.head_is_trained:
             (direction,) = ctx.saved_tensors
             scaled = direction * gradient[:, None].to(direction.dtype)
-            return scaled.to(ctx.hidden_dtype), None, None, None
+            return scaled.to(ctx.hidden_dtype), None, None, None, None
         hidden, head, targets, bias, normaliser = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype)
         grad_head = torch.empty_like(head)
         grad_bias = None if bias is None else torch.empty_like(bias)
         for block in _blocks(head):
-            delta = _logits(hidden, head, bias, block).sub_(normaliser).exp_().neg_()
+            logits, slopes = _capped(_logits(hidden, head, bias, block), ctx.cap)
+            delta = logits.sub_(normaliser).exp_().neg_()
             here, at = _within(targets, block)
             delta.scatter_add_(-1, at, here.to(delta.dtype))
             delta *= gradient[:, None]
+            if slopes is not None:
+                delta *= slopes
             if grad_bias is not None:
                 grad_bias[block] = delta.sum(0)
             delta = delta.to(head.dtype)
@@ -128,4 +161,10 @@ class _TokenLogps(torch.autograd.Function):
             torch.mm(delta.T, hidden, out=grad_head[block])
         if grad_bias is not None:
             grad_bias = grad_bias.to(ctx.head_dtype)
-        return grad_hidden.to(ctx.hidden_dtype), grad_head.to(ctx.head_dtype), None, grad_bias
+        return (
+            grad_hidden.to(ctx.hidden_dtype),
+            grad_head.to(ctx.head_dtype),
+            None,
+            grad_bias,
+            None,
+        )

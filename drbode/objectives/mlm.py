@@ -1,4 +1,4 @@
-"""Masked language modelling and next sentence prediction: masks, and losses (T2, T3)."""
+"""Masked language modelling and next sentence prediction: masks, and losses."""
 
 from typing import NamedTuple
 

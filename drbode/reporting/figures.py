@@ -11,8 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from drbode.evaluation.inference import mean_interval
+from drbode.reporting.escape import for_plot
 from drbode.reporting.measures import measure, shown_in
-from drbode.reporting.table import AblationTable, Row
+from drbode.reporting.table import AblationTable
+from drbode.reporting.variants import Row
 
 NUMBER = re.compile(r"^([\w.]+)=(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$")
 BAR: dict[str, Any] = {"marker": "o", "capsize": 3}
@@ -30,7 +32,7 @@ def figures(table: AblationTable) -> dict[str, Figure]:
 
 
 def intervals(table: AblationTable) -> Figure | None:
-    """Each variant's mean of what the table compares by, with its 95 % interval and its runs."""
+    """Each variant's mean of the compared measure, with its 95 % interval and its runs."""
     rows = [row for row in table.rows if row.of(table.measure)]
     if not rows:
         return None
@@ -42,14 +44,14 @@ def intervals(table: AblationTable) -> Figure | None:
         colour = "C0" if row.best else "C7"
         axes.errorbar(fmean(values), place, xerr=_reach(values), fmt="o", capsize=4, color=colour)
         axes.plot(values, [place] * len(values), ".", color=colour, alpha=0.4)
-    axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
-    axes.set(xlabel=f"{how.label}: runs, mean over seeds with 95 % t interval")
+    axes.set_yticks(range(len(rows)), [for_plot(row.name) for row in reversed(rows)])
+    axes.set(xlabel=f"{for_plot(how.label)}: runs, mean over seeds with 95 % t interval")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
 
 def pareto(table: AblationTable) -> Figure | None:
-    """What the table compares by against what it costs; a line joins what nothing dominates."""
+    """The compared measure against the costs; a line joins the variants that none dominates."""
     costs = [name for name in shown_in("pareto") if any(row.of(name) for row in table.rows)]
     rows = [row for row in table.rows if row.of(table.measure)]
     if len(rows) < 2 or not costs:
@@ -63,7 +65,7 @@ def pareto(table: AblationTable) -> Figure | None:
             x = measure(name).factor * fmean(row.of(name))
             values = [how.factor * v for v in row.of(table.measure)]
             points.append((x, fmean(values)))
-            label = row.name if number == 1 else None
+            label = for_plot(row.name) if number == 1 else None
             axes.errorbar(*points[-1], yerr=_reach(values), fmt="o", capsize=3, label=label)
         if how.better != "neither":
             front = _front(points, lower=how.better == "lower")
@@ -71,14 +73,14 @@ def pareto(table: AblationTable) -> Figure | None:
         if max(x for x, _ in points) > 10 * min(x for x, _ in points):
             axes.set_xscale("log")
         axes.margins(x=0.1)
-        axes.set(xlabel=measure(name).label, ylabel=how.label)
+        axes.set(xlabel=for_plot(measure(name).label), ylabel=for_plot(how.label))
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=min(len(rows), 5), fontsize=8)
     return figure
 
 
 def over(table: AblationTable) -> Figure | None:
-    """What the table compares by, and its costs, over the number that is swept, if one is."""
+    """The compared measure and the costs over the number that is swept, if there is one."""
     swept = _swept(table.rows)
     if swept is None:
         return None
@@ -95,7 +97,7 @@ def over(table: AblationTable) -> Figure | None:
                 [x for x, _ in scaled],
                 [fmean(values) for _, values in scaled],
                 yerr=[max(_reach(values) or [0.0]) for _, values in scaled],
-                label=label,
+                label=for_plot(label),
                 **BAR,
             )
         places = sorted({x for points in lines.values() for x in points})
@@ -103,7 +105,7 @@ def over(table: AblationTable) -> Figure | None:
             axes.set_xscale("log")
             axes.set_xticks(places, [f"{x:g}" for x in places])
             axes.minorticks_off()
-        axes.set(xlabel=key, ylabel=how.label)
+        axes.set(xlabel=for_plot(key), ylabel=for_plot(how.label))
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend(fontsize=7)
@@ -112,21 +114,23 @@ def over(table: AblationTable) -> Figure | None:
 
 def curves(table: AblationTable) -> Figure | None:
     """Validation loss of each stage, mean over seeds, against the run's optimizer step."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    stages: dict[str, dict[str, dict[int, list[float]]]] = {}
     for row in table.rows:
         for run in row.runs:
             for stage, step, loss in _losses(run.folder / "metrics.csv"):
-                own = found.setdefault(stage, {}).setdefault(row.name, {})
-                own.setdefault(step, []).append(loss)
-    if not found:
+                points = stages.setdefault(stage, {}).setdefault(row.name, {})
+                points.setdefault(step, []).append(loss)
+    if not stages:
         return None
-    figure = Figure(figsize=(5.5 * len(found), 3.6), layout="constrained")
-    for number, (stage, variants) in enumerate(found.items(), 1):
-        axes = figure.add_subplot(1, len(found), number)
+    figure = Figure(figsize=(5.5 * len(stages), 3.6), layout="constrained")
+    for number, (stage, variants) in enumerate(stages.items(), 1):
+        axes = figure.add_subplot(1, len(stages), number)
         for name, points in variants.items():
             steps = sorted(points)
-            axes.plot(steps, [fmean(points[s]) for s in steps], marker=".", label=name)
-        axes.set(title=stage, xlabel="optimizer step of the run", ylabel="validation loss")
+            axes.plot(steps, [fmean(points[s]) for s in steps], marker=".", label=for_plot(name))
+        axes.set(
+            title=for_plot(stage), xlabel="optimizer step of the run", ylabel="validation loss"
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure
@@ -150,7 +154,7 @@ def _reach(values: Sequence[float]) -> list[float] | None:
 
 
 def _front(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
-    """The points to which none is both cheaper and better, the cheapest first."""
+    """The points for which no other is both cheaper and better, the cheapest first."""
     sign = -1 if lower else 1
     front: list[tuple[float, float]] = []
     best = -math.inf
@@ -162,12 +166,15 @@ def _front(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[flo
 
 
 def _swept(rows: Sequence[Row]) -> tuple[str, Mapping[str, Mapping[float, Row]]] | None:
-    """The one key whose numbers differ between rows, and the rows over it, a line a remainder."""
+    """The one key whose numbers differ between rows, and the rows at each of its numbers.
+
+    Rows that differ in other overrides as well are on lines of their own, under these overrides.
+    """
     keys: dict[str, dict[str, dict[float, Row]]] = {}
     for row in rows:
         for word in row.name.split():
-            if found := NUMBER.match(word):
+            if swept := NUMBER.match(word):
                 rest = " ".join(w for w in row.name.split() if w != word) or "all"
-                keys.setdefault(found[1], {}).setdefault(rest, {})[float(found[2])] = row
+                keys.setdefault(swept[1], {}).setdefault(rest, {})[float(swept[2])] = row
     several = {k: v for k, v in keys.items() if max(len(points) for points in v.values()) > 1}
     return next(iter(several.items())) if len(several) == 1 else None

@@ -5,6 +5,7 @@ import io
 
 from matplotlib.figure import Figure
 
+from drbode.reporting.escape import visible
 from drbode.reporting.table import AblationTable, Cell
 
 CAPTIONS = {
@@ -56,13 +57,13 @@ document.querySelectorAll('th button').forEach((button, column) => {
 
 
 def to_html(table: AblationTable, drawn: dict[str, Figure], title: str) -> str:
-    """The page, whole in itself."""
+    """The page, with all that it needs inside it."""
     heads, rows = table.grid()
     head = "".join(
-        f'<th scope="col"><button type="button">{html.escape(text)}</button></th>' for text in heads
+        f'<th scope="col"><button type="button">{_text(text)}</button></th>' for text in heads
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    notes = "\n".join(f"<li>{_text(note)}</li>" for note in table.notes)
     pictures = "\n".join(
         f"<figure>{_svg(figure)}<figcaption>{CAPTIONS[name]}</figcaption></figure>"
         for name, figure in drawn.items()
@@ -73,11 +74,11 @@ def to_html(table: AblationTable, drawn: dict[str, Figure], title: str) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
+<title>{_text(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
+<h1>{_text(title)}</h1>
 <div class="wide"><table>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -94,9 +95,13 @@ def to_html(table: AblationTable, drawn: dict[str, Figure], title: str) -> str:
 """
 
 
+def _text(text: str) -> str:
+    return html.escape(visible(text))
+
+
 def _cell(cell: Cell) -> str:
     value = "" if cell.value is None else f' data-value="{cell.value!r}"'
-    return f"<td{value}>{html.escape(cell.text)}</td>"
+    return f"<td{value}>{_text(cell.text)}</td>"
 
 
 def _svg(figure: Figure) -> str:

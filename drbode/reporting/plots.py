@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from drbode.config import STAGES
 from drbode.record import whole
+from drbode.reporting.escape import for_plot
 
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"alpha": 0.8},
@@ -18,11 +19,12 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def reward_hacking(metrics: Path, stages: Collection[str], target: Path) -> None:
-    """What stages optimised, and what it was for, against their distance from the reference.
+    """The score that stages optimised and the one it stands for, against the policy's distance.
 
-    The proxy is the reward model's score, gold the rule behind the preferences; where gold turns
-    down while the proxy goes on rising, the reward is hacked. The distance is sqrt(KL), in which
-    gold falls about linearly (Gao et al. 2023, "Scaling laws for reward model overoptimization").
+    The proxy is the reward model's score, gold the rule behind the preferences; where gold falls
+    while the proxy still rises, the reward is hacked. The distance is sqrt(KL to the
+    reference), in which gold falls about linearly (Gao et al. 2023, "Scaling laws for reward model
+    overoptimization").
     """
     seen: dict[str, dict[str, list[float]]] = {}
     with metrics.open(newline="") as file:
@@ -55,7 +57,7 @@ def reward_hacking(metrics: Path, stages: Collection[str], target: Path) -> None
 
 def funnel(steps: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Rows that are left after each filter of a curation, as PNG."""
-    names = ["all", *(step["filter"] for step in steps)]
+    names = ["all", *(for_plot(step["filter"]) for step in steps)]
     rows = [steps[0]["before"], *(step["left"] for step in steps)]
     figure = Figure(figsize=(6, 0.6 + 0.4 * len(names)), layout="constrained")
     axes = figure.add_subplot()
@@ -79,9 +81,9 @@ def learning_curves(metrics: Path, target: Path) -> None:
         axes = figure.add_subplot(1, len(curves), number)
         for split, points in splits.items():
             steps, losses = zip(*points, strict=True)
-            axes.plot(steps, losses, label=split, **STYLES.get(split, {}))
+            axes.plot(steps, losses, label=for_plot(split), **STYLES.get(split, {}))
         axes.set(
-            title=stage,
+            title=for_plot(stage),
             xlabel="optimizer step of the run",
             ylabel=loss_label(STAGES[stage].loss_unit),
         )

@@ -14,17 +14,35 @@ from rich.text import Text
 
 from drbode.config import BenchmarkConfig
 from drbode.record import Measured, of_open
+from drbode.reporting.escape import visible
 from drbode.reporting.measures import in_order, measure, shown_in
 from drbode.reporting.table import AblationTable
 
 INTERVAL = "cautious"  # the one share of open answers that is shown with its interval
 
-# A pipe or a log file has no width of its own; the tables need this much.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 128)
+
+class PlainConsole(Console):
+    """Shows every string as it is: no markup and no emoji are read in it, nothing controls it.
+
+    Names of models, paths and what data sets hold come from outside; `[/b]` in one of them would
+    end in a MarkupError, `[red]` would vanish, and a control character would reach the terminal.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+# A pipe or a log file has no width; the tables need this much.
+console = PlainConsole(
+    highlight=False,
+    markup=False,
+    emoji=False,
+    width=None if sys.stdout.isatty() else 128,
+)
 
 
 def show_plan(plan: Mapping[str, str]) -> None:
-    """What the run is about to do, a line a thing."""
+    """What the run is about to do, one line per part."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -33,13 +51,15 @@ def show_plan(plan: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def benchmark(asked: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
+def benchmark(settings: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
     """Which questions are asked, and how, in one line."""
-    text = f"{asked.path}, {counts['questions']} questions, {asked.protocol}"
-    if asked.scorer:
-        text += f", scored by {asked.scorer}"
+    text = f"{settings.path}, {counts['questions']} questions, {settings.protocol}"
+    if settings.scorer:
+        text += f", scored by {settings.scorer}"
     if examples := counts["examples"]:
-        text += f", {asked.num_fewshot} examples ({asked.fewshot_choice} of {examples['pool']}"
+        text += (
+            f", {settings.num_fewshot} examples ({settings.fewshot_choice} of {examples['pool']}"
+        )
         shared = examples["shared"]
         text += f"; {shared} left out that the benchmark asks)" if shared else ")"
     return text
@@ -65,7 +85,7 @@ def show_funnel(funnel: Sequence[Mapping[str, Any]]) -> None:
 
 
 def contamination(counts: Mapping[str, Any]) -> str:
-    """How many training rows ask questions of the benchmark, and what becomes of them."""
+    """How many training rows hold questions of the benchmark, and what is done with them."""
     if not counts["rows"]:
         return "no training row asks a question of the benchmark"
     done = {"drop": "left out", "keep": "trained on", "stop": "the run stops"}[counts["action"]]
@@ -76,7 +96,7 @@ def contamination(counts: Mapping[str, Any]) -> str:
 
 
 def show_contamination(cases: Sequence[Mapping[str, Any]], most: int = 10) -> None:
-    """The first rows in which questions of the benchmark stand, and what shows it."""
+    """The first training rows that hold questions of the benchmark, and the words that match."""
     table = Table(
         title="questions of the benchmark in training rows",
         title_justify="left",
@@ -85,9 +105,9 @@ def show_contamination(cases: Sequence[Mapping[str, Any]], most: int = 10) -> No
     for head in ("stage", "row", "question", "found", "words in common"):
         table.add_column(head, overflow="fold")
     for case in cases[:most]:
-        found = f"{case['rule']}, {case['score']:.0f} %"
-        cells = (case["stage"], case["row"], case["question"], found, case["shared"][:60])
-        table.add_row(*(Text(cell) for cell in cells))
+        match = f"{case['rule']}, {case['score']:.0f} %"
+        cells = (case["stage"], case["row"], case["question"], match, case["shared"][:60])
+        table.add_row(*cells)
     console.print(table)
     if len(cases) > most:
         console.print(f"and {len(cases) - most} more")
@@ -131,7 +151,7 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
         )
     console.print(f"[95 % interval].{floors}")
     if scorer is not None:
-        console.print(f"An answer's score, from 0 to 100 %, is from {scorer}.", markup=False)
+        console.print(f"An answer's score, from 0 to 100 %, is from {scorer}.")
     if written:
         console.print("No answer counts as wrong; stopped: ended its turn before the limit.")
     else:
@@ -154,9 +174,9 @@ def show_benchmark(results: Mapping[str, Measured]) -> None:
 
 
 def _tests(results: Mapping[str, Measured]) -> str:
-    """The tests that the differences to the base are held by."""
+    """The tests by which the differences to the base were judged."""
     compared = [result.against_base for result in results.values()]
-    # Records of before there were scores between 0 and 1 do not say it.
+    # Older records, which have no scores between 0 and 1, do not name their test.
     tests = [
         pair.get("test", "exact McNemar") for parts in compared if parts for pair in parts.values()
     ]
@@ -164,41 +184,41 @@ def _tests(results: Mapping[str, Measured]) -> str:
 
 
 def show_forgetting(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """What of its general knowledge a model keeps after each stage."""
+    """How much of its general knowledge a model keeps after each stage."""
     first = next(iter(results.values()))
-    asked, read = "questions" in first, "bits_per_byte" in first
+    has_questions, has_text = "questions" in first, "bits_per_byte" in first
     table = Table(title="general knowledge", title_justify="left", title_style="bold")
     table.add_column("after")
-    if asked:
+    if has_questions:
         table.add_column("questions right, %", no_wrap=True)
         table.add_column("difference to base", no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)
-    if read:
+    if has_text:
         table.add_column("bits/byte of text", justify="right")
         table.add_column("rise over base", no_wrap=True)
     for name, result in results.items():
         cells = [name]
         is_base = result is first
-        if asked:
+        if has_questions:
             cells.append(accuracy(result["questions"]))
             cells += ("", "") if is_base else difference(result["against_base"])
-        if read:
+        if has_text:
             rise = result["bits_per_byte_rise"]
             low, high = rise["interval"]
             cells.append(f"{result['bits_per_byte']:.3f}")
             text = f"{rise['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
             cells.append("" if is_base else text)
         table.add_row(*cells)
-    if asked or read:
+    if has_questions or has_text:
         console.print(table)
 
 
 def show_table(table: AblationTable) -> None:
-    """The ablation table, and what is to be known of it."""
+    """The ablation table and its notes."""
     for piece in table.to_terminal():
         console.print(piece)
     for note in table.notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -225,15 +245,15 @@ def show_open(results: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(table)
     for scorer in next(iter(summaries.values())).get("scores") or ():
         each = ", ".join(f"{name} {s['scores'][scorer]:.3f}" for name, s in summaries.items())
-        console.print(f"Mean score by {scorer}: {each}", markup=False)
+        console.print(f"Mean score by {scorer}: {each}")
     for name, result in results.items():
         for other, pair in result["against"].items():
             for by, rate in pair["win_rate"].items():
                 text = f"{name} over {other}, by the {by} score: {win_rate(rate)}"
-                console.print(text, markup=False)
+                console.print(text)
             if pair["implicit"] is not None:
                 text = f"{name} against {other} as its reference prefers the chosen answer of"
-                console.print(f"{text} {share(pair['implicit'])} % of pairs", markup=False)
+                console.print(f"{text} {share(pair['implicit'])} % of pairs")
 
 
 def share(counted: Mapping[str, Any]) -> str:
@@ -243,7 +263,7 @@ def share(counted: Mapping[str, Any]) -> str:
 
 
 def win_rate(rate: Mapping[str, Any]) -> str:
-    """A win rate in percent with its interval, what it is made of, and the sign test's p-value."""
+    """A win rate in percent with its interval, its counts, and the sign test's p-value."""
     low, high = rate["interval"]
     p = "<0.001" if rate["p_value"] < 0.001 else f"{rate['p_value']:.3f}"
     return (
@@ -256,21 +276,21 @@ def show_side_by_side(table: Path, prompts: int = 3) -> None:
     """The first prompts of a file of answers, each with the answers beside each other."""
     with table.open(encoding="utf-8", newline="") as file:
         for row in itertools.islice(csv.DictReader(file), prompts):
-            console.print(Text(f"\n{row.pop('prompt')}", style="bold"))
+            console.print(f"\n{row.pop('prompt')}", style="bold")
             right = row.pop("right")
             if right:
-                console.print(Text(f"right: {right}", style="dim"))
-            # What scorers of the user's gave stands under `MODEL, module:function`.
+                console.print(f"right: {right}", style="dim")
+            # The scores by the user's scorers stand under `MODEL, module:function`.
             scores = {name: row.pop(name) for name in list(row) if ", " in name}
             console.print(columns(row))
             for name, score in scores.items():
-                console.print(Text(f"{name}: {score}", style="dim"))
+                console.print(f"{name}: {score}", style="dim")
 
 
 def held_out(stage: str, measures: Mapping[str, float]) -> str:
-    """What a stage's objective came to on held-out rows, in one line; empty where nothing did.
+    """The measures of a stage's objective on held-out rows, in one line; empty without any.
 
-    A measure without an entry is said by its plain name.
+    A measure without an entry in `MEASURES` appears under its plain name.
     """
     named = {f"validation/{name}": value for name, value in measures.items()}
     said = [measure(n).said(named[n]) for n in in_order(named) if measure(n).phrase]
@@ -282,7 +302,7 @@ def columns(texts: Mapping[str, str]) -> Table:
     table = Table(*texts, box=box.SIMPLE_HEAD, show_edge=False, expand=True)
     for column in table.columns:
         column.ratio = 1
-    table.add_row(*(Text(text) for text in texts.values()))
+    table.add_row(*texts.values())
     return table
 
 
@@ -301,7 +321,7 @@ def accuracy(summary: Mapping[str, Any]) -> str:
 
 
 def cost(means: Mapping[str, float]) -> str:
-    """What a question takes in the mean."""
+    """The mean time and tokens that a question takes."""
     text = f"{means['seconds_per_question']:.3g} s and {means['tokens_per_question']:.0f} tokens"
     shared = means["shared_tokens_per_question"]
     return f"{text} ({shared:.0f} of them run once for all)" if shared else text

@@ -205,7 +205,7 @@ def open_prompts(config: TrainConfig, renderer: Renderer) -> OpenPrompts | None:
 
 def _described(prompts: OpenPrompts) -> dict[str, Any]:
     return {
-        "prompts": len(prompts.asked),
+        "prompts": len(prompts.rows),
         "left_out": prompts.left_out,
         "digest": prompts.digest,
     }

@@ -15,7 +15,6 @@ from drbode.config import OWN_REWARD, BadInput, PpoConfig
 from drbode.data.steps import Step, StepLoader
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
-from drbode.objectives.logps import token_logps
 from drbode.objectives.ppo import (
     Rollouts,
     adapted_beta,
@@ -187,8 +186,7 @@ class PPOModule(TrainingModule):
     def logps_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of each supervised token: its logp, and the return expected before it was drawn."""
         hidden = self.policy.hidden(batch)[batch.sources]
-        head = self.policy.model.get_output_embeddings()
-        logps = token_logps(hidden, head.weight, batch.targets, getattr(head, "bias", None))
+        logps = self.policy.predicted(hidden, batch.targets)
         values = hidden.to(self.value_head.dtype) @ self.value_head[:-1] + self.value_head[-1]
         return logps, values
 

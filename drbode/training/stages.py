@@ -15,7 +15,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from drbode.config import STAGES, BadInput, Stage, StageConfig
+from drbode.config import BadInput, Stage, StageConfig
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.record import StageResult
@@ -83,8 +83,9 @@ def _forget_metrics(context: StageContext[Any], logged: int) -> None:
 
 def check_stage(stage: Stage, config: StageConfig, policy: Policy) -> None:
     """Raises BadInput, before any stage is trained, where a stage could not begin later on."""
-    if STAGES[stage].scores:
-        _implementation(stage).check(policy, config)
+    check = getattr(_implementation(stage), "check", None)  # of stages that have one
+    if check is not None:
+        check(policy, config)
 
 
 def restore_stage(policy: Policy, folder: Path) -> RewardModel | None:

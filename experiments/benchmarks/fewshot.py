@@ -8,18 +8,18 @@ those of a file in drbodebench's columns, with examples from its other half.
 
     fixed 8, drbode     the same 8 examples everywhere, run once for all questions
     fixed 8, trees      the same program without that: a question's alternatives share its prompt
-    fixed 8, apart      nothing is shared: each alternative behind a whole prompt of its own
-    random 8, drbode    8 examples of each question's own
+    fixed 8, apart      nothing is shared: each alternative behind a whole prompt
+    random 8, drbode    8 other examples for each question
     random 8, lm-eval   the same by the hf model of lm-evaluation-harness
     none, drbode        no examples
     none, lm-eval       the same by lm-evaluation-harness
 
 Every arm begins with the questions and their examples and ends with a letter for each, so
 rendering and tokenising are in the time; loading the model and choosing the examples are not. All
-arms get the same ids from drbode's renderer: lm-eval's own tokenising moves the white space at the
+arms get the same ids from drbode's renderer: lm-eval's tokenising moves the white space at the
 end of a prompt into the continuation, and a mean over other tokens may give another answer. lm-eval
 runs with the fastest of its batch sizes on some of the questions. The arms take turns in one
-process, after each has been run on a few questions. Where two arms are asked the same, what they
+process, after each has been run on a few questions. Where two arms get the same prompts, what they
 answer must be equal on every question.
 """
 
@@ -75,40 +75,40 @@ class Models:
     def renderer(self) -> Renderer:
         return Renderer(self.policy.tokenizer, self.policy.context)
 
-    def drbode(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+    def drbode(self, config: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
         machine = Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
-        answers = benchmarks.answer(self.policy, self.renderer, questions, asked, machine)
+        answers = benchmarks.answer(self.policy, self.renderer, questions, config, machine)
         return [answer.letter for answer in answers]
 
-    def trees(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+    def trees(self, config: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
         with _nothing_shared_between_questions():
-            return self.drbode(asked, questions)
+            return self.drbode(config, questions)
 
-    def apart(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
-        trees = self._trees(asked, questions)
+    def apart(self, config: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        trees = self._trees(config, questions)
         alone = [
             Tree(tree.prompt, [completion]) for tree in trees for completion in tree.completions
         ]
         sums: list[float] = []
         with torch.inference_mode():
-            for group in within(alone, asked.max_tokens):
+            for group in within(alone, config.max_tokens):
                 batch = pack(group)
                 sums += batch.sums(self.policy.logps(batch).double()).tolist()
-        return _best(asked, questions, trees, sums)
+        return _best(config, questions, trees, sums)
 
-    def lm_eval(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
-        trees = self._trees(asked, questions)
+    def lm_eval(self, config: BenchmarkConfig, questions: Sequence[Question]) -> Letters:
+        trees = self._trees(config, questions)
         requests = [
             (("", ""), tree.prompt, completion.ids)
             for tree in trees
             for completion in tree.completions
         ]
-        found = self.harness._loglikelihood_tokens(requests, disable_tqdm=True)
-        return _best(asked, questions, trees, [logprob for logprob, _ in found])
+        results = self.harness._loglikelihood_tokens(requests, disable_tqdm=True)
+        return _best(config, questions, trees, [logprob for logprob, _ in results])
 
-    def _trees(self, asked: BenchmarkConfig, questions: Sequence[Question]) -> list[Tree]:
+    def _trees(self, config: BenchmarkConfig, questions: Sequence[Question]) -> list[Tree]:
         renderer = self.renderer
-        render = renderer.letter if asked.protocol == "letter" else renderer.alternatives
+        render = renderer.letter if config.protocol == "letter" else renderer.alternatives
         trees = []
         for question in questions:
             (tree,) = render(question).trees
@@ -117,7 +117,7 @@ class Models:
 
 
 def _best(
-    asked: BenchmarkConfig,
+    config: BenchmarkConfig,
     questions: Sequence[Question],
     trees: Sequence[Tree],
     sums: Sequence[float],
@@ -126,7 +126,7 @@ def _best(
     left = iter(sums)
     letters: Letters = []
     for question, tree in zip(questions, trees, strict=True):
-        lengths = (1 if asked.protocol == "letter" else len(c.ids) for c in tree.completions)
+        lengths = (1 if config.protocol == "letter" else len(c.ids) for c in tree.completions)
         scores = {k: next(left) / n for k, n in zip(question.alternatives, lengths, strict=True)}
         letters.append(max(scores, key=scores.__getitem__))
     return letters
@@ -156,13 +156,13 @@ def settings(path: str, protocol: str, questions: int | None) -> BenchmarkConfig
     """The shipped settings, with 8 examples that are dropped where they do not fit."""
     words = [f"benchmark={protocol}", f"benchmark.num_fewshot={SHOTS}"]
     words += ["benchmark.fewshot_overflow=drop"]
-    asked = build(EvaluateConfig, compose("evaluate", words)).benchmark
-    return replace(asked, path=path, fewshot_path=path, questions=questions)
+    config = build(EvaluateConfig, compose("evaluate", words)).benchmark
+    return replace(config, path=path, fewshot_path=path, questions=questions)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What two or more arms are asked alike: settings, and questions with the examples that fit."""
+class QuestionSet:
+    """What several arms share: settings, and questions with the examples that fit."""
 
     settings: BenchmarkConfig
     questions: list[Question]
@@ -170,14 +170,16 @@ class Asked:
     tokens: float  # a question, in the mean
 
     @classmethod
-    def load(cls, models: Models, asked: BenchmarkConfig) -> "Asked":
-        benchmark = benchmarks.load_benchmark(asked)
+    def load(cls, models: Models, config: BenchmarkConfig) -> "QuestionSet":
+        benchmark = benchmarks.load_benchmark(config)
         renderer = models.renderer
-        render = renderer.letter if asked.protocol == "letter" else renderer.alternatives
+        render = renderer.letter if config.protocol == "letter" else renderer.alternatives
         # Dropped here, so that no arm has to find out in its time what fits.
-        put = [multiple_choice._ask(q, render, asked.fewshot_overflow) for q in benchmark.rows]
-        tokens = statistics.mean(one.tree.tokens for one in put)
-        return cls(asked, [one.question for one in put], benchmark.digest, tokens)
+        rendered = [
+            multiple_choice.fit_examples(q, render, config.fewshot_overflow) for q in benchmark.rows
+        ]
+        tokens = statistics.mean(one.tree.tokens for one in rendered)
+        return cls(config, [one.question for one in rendered], benchmark.digest, tokens)
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Measured:
 
     def times(self, fast: str, slow: str) -> list[float]:
         """How many times as fast an arm is, in each round."""
-        return [own[slow] / own[fast] for own in self.seconds]
+        return [taken[slow] / taken[fast] for taken in self.seconds]
 
 
 def measure(
@@ -208,7 +210,7 @@ def measure(
         f"random {SHOTS}": replace(whole, fewshot_choice="random"),
         "none": replace(whole, num_fewshot=0),
     }
-    asked = {name: Asked.load(models, own) for name, own in shown.items()}
+    sets = {name: QuestionSet.load(models, config) for name, config in shown.items()}
     runs: Mapping[str, Run] = {
         f"fixed {SHOTS}, drbode": models.drbode,
         f"fixed {SHOTS}, trees": models.trees,
@@ -218,12 +220,12 @@ def measure(
         "none, drbode": models.drbode,
         "none, lm-eval": models.lm_eval,
     }
-    sizes = {name: _fastest(models, asked[name], every) for name in (f"random {SHOTS}", "none")}
+    sizes = {name: _fastest(models, sets[name], every) for name in (f"random {SHOTS}", "none")}
 
     def run(arm: str, first: int | None = None) -> Letters:
         name = arm.rpartition(", ")[0]
         models.harness.batch_size_per_gpu = sizes.get(name, 1)
-        return runs[arm](asked[name].settings, asked[name].questions[:first])
+        return runs[arm](sets[name].settings, sets[name].questions[:first])
 
     for arm in runs:
         run(arm, WARM_UP)
@@ -241,13 +243,13 @@ def measure(
     pairs = [("fixed 8, drbode", "fixed 8, trees"), *(pair[:2] for pair in TARGETS)]
     return Measured(
         name=Path(path).stem,
-        digest=asked["none"].digest,
-        questions=len(asked["none"].questions),
+        digest=sets["none"].digest,
+        questions=len(sets["none"].questions),
         examples={
-            name: statistics.mean(len(q.examples) for q in own.questions)
-            for name, own in asked.items()
+            name: statistics.mean(len(q.examples) for q in questions.questions)
+            for name, questions in sets.items()
         },
-        tokens={name: own.tokens for name, own in asked.items()},
+        tokens={name: questions.tokens for name, questions in sets.items()},
         batch_size=sizes,
         seconds=seconds,
         unequal={
@@ -259,14 +261,14 @@ def measure(
     )
 
 
-def _fastest(models: Models, asked: Asked, every: int) -> int:
+def _fastest(models: Models, questions: QuestionSet, every: int) -> int:
     """The batch size that lm-eval is fastest with, on every so many questions."""
-    few = asked.questions[::every]
+    few = questions.questions[::every]
     taken = {}
     for size in BATCH_SIZES:
         models.harness.batch_size_per_gpu = size
         began = time.perf_counter()
-        models.lm_eval(asked.settings, few)
+        models.lm_eval(questions.settings, few)
         taken[size] = time.perf_counter() - began
     return min(taken, key=taken.__getitem__)
 
@@ -277,14 +279,16 @@ def table(sets: Sequence[Measured]) -> str:
         "| questions | | tokens a question | questions/s | drbode is faster, times |",
         "|---|---|--:|--:|--:|",
     ]
-    for own in sets:
-        for number, arm in enumerate(own.seconds[0]):
+    for measured in sets:
+        for number, arm in enumerate(measured.seconds[0]):
             name = arm.rpartition(", ")[0]
-            speed = own.questions / statistics.median(s[arm] for s in own.seconds)
-            times = own.times(f"{name}, drbode", arm)
+            speed = measured.questions / statistics.median(s[arm] for s in measured.seconds)
+            times = measured.times(f"{name}, drbode", arm)
             beside = "" if arm.endswith("drbode") else harness.spread(times)
-            where = f"{own.name}, {own.questions}" if number == 0 else ""
-            lines.append(f"| {where} | {arm} | {own.tokens[name]:.0f} | {speed:.1f} | {beside} |")
+            where = f"{measured.name}, {measured.questions}" if number == 0 else ""
+            lines.append(
+                f"| {where} | {arm} | {measured.tokens[name]:.0f} | {speed:.1f} | {beside} |"
+            )
     return "\n".join(lines)
 
 
@@ -297,7 +301,7 @@ def describe(sets: Sequence[Measured], protocol: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "max_tokens": settings(BODINHO, protocol, None).max_tokens,
-        "sets": [asdict(own) for own in sets],
+        "sets": [asdict(measured) for measured in sets],
     }
 
 
@@ -309,24 +313,24 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="so many questions of each set, for a trial")
     parser.add_argument("--every", type=int, default=8, help="batch sizes are tried on every n-th")
     parser.add_argument("--output", type=Path, default=RECORD, help="file of the record")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     models = load()
-    counts = {BODINHO: asked.first}
-    if asked.questions:
-        half = len(sources.read("question", asked.questions, "test", None, "--questions")) // 2
-        counts[asked.questions] = min(half, asked.first or half)
+    counts = {BODINHO: arguments.first}
+    if arguments.questions:
+        half = len(sources.read("question", arguments.questions, "test", None, "--questions")) // 2
+        counts[arguments.questions] = min(half, arguments.first or half)
     sets = [
-        measure(models, path, asked.protocol, count, asked.rounds, asked.every)
+        measure(models, path, arguments.protocol, count, arguments.rounds, arguments.every)
         for path, count in counts.items()
     ]
-    asked.output.parent.mkdir(exist_ok=True)
-    asked.output.write_text(json.dumps(describe(sets, asked.protocol), indent=1) + "\n")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(describe(sets, arguments.protocol), indent=1) + "\n")
     print(table(sets))
     shipped = sets[0]
     for fast, slow, target in TARGETS:
-        found = statistics.median(shipped.times(fast, slow))
-        print(f"{fast}: {found:.2f} times {slow} on {shipped.name} (target {target:g})")
-    if unequal := {pair: n for own in sets for pair, n in own.unequal.items() if n}:
+        ratio = statistics.median(shipped.times(fast, slow))
+        print(f"{fast}: {ratio:.2f} times {slow} on {shipped.name} (target {target:g})")
+    if unequal := {pair: n for measured in sets for pair, n in measured.unequal.items() if n}:
         sys.exit(f"questions are answered differently, so the times compare nothing: {unequal}")
 
 

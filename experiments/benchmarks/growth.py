@@ -1,16 +1,16 @@
-"""How the cost grows with what is asked for, beside the floor that the machine sets.
+"""How the cost grows with the size of the work, beside the floor that the machine sets.
 
     python experiments/benchmarks/growth.py
 
 Shape `small` in fp32 on the CPU, by the shipped settings of stage `sft` but for what a curve is
-over; a point is a process of its own. The floor is the time of the work's matrix products and its
+over; a point is a separate process. The floor is the time of the work's matrix products and its
 attention at the rate of large products, measured in the same process. The curves:
 
     packed length   the same rows of 128 tokens, more of them in an optimizer step and micro-batch
     vocabulary      ids, and with them rows of the head
     rank            of LoRA, on every linear layer
     alternatives    shipped questions to the shipped model, each with more of them
-    shots           shipped questions after more examples: each question's own, or the same for all
+    shots           shipped questions after more examples, random or fixed ones
     jobs            a sweep over seeds, a short run each, one after the other or two at a time
 
 `jobs` has no floor; its seconds are those of the whole command.
@@ -38,7 +38,7 @@ SHOTS = (0, 1, 2, 4, 8, 16)
 JOBS = (1, 2, 4, 8)
 QUESTIONS = 60
 TRAINED = {"packed length": LENGTHS, "vocabulary": VOCABULARIES, "rank": RANKS}
-ASKED = {
+EVALUATED = {
     "alternatives": ALTERNATIVES,
     "shots of its own": SHOTS,
     "shots the same for all": SHOTS,
@@ -59,7 +59,7 @@ class Point:
     floor: float | None = None  # seconds
 
 
-# --- points, each in a process of its own --------------------------------------------------------
+# --- points, each in a separate process ---------------------------------------------------------
 
 
 def trained(curve: str, value: int, folder: Path, began: float) -> Point:
@@ -79,7 +79,7 @@ def trained(curve: str, value: int, folder: Path, began: float) -> Point:
     return Point(curve, value, run.seconds, run.tokens, run.increase_gib, run.floor)
 
 
-def asked(curve: str, value: int, folder: Path, began: float) -> Point:
+def evaluated(curve: str, value: int, folder: Path, began: float) -> Point:
     """Shipped questions by the probability of each alternative's text, after a few to warm up."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -117,21 +117,21 @@ def asked(curve: str, value: int, folder: Path, began: float) -> Point:
     clock.step_done()
     peak = clock.peak_gib
     trees = [
-        multiple_choice._ask(q, renderer.alternatives, config.fewshot_overflow).tree
+        multiple_choice.fit_examples(q, renderer.alternatives, config.fewshot_overflow).tree
         for q in questions
     ]
     # What all prompts begin with is read once.
     shared = [0, *(answer.shared for answer in answers[1:])]
     trees = [t._replace(prompt=t.prompt[n:]) for t, n in zip(trees, shared, strict=True)]
-    own = policy.model.config
+    sizes = policy.model.config
     shape = harness.Shape(
-        own.hidden_size,
-        own.intermediate_size,
-        own.num_hidden_layers,
-        own.num_attention_heads,
-        own.num_key_value_heads,
-        own.head_dim,
-        own.vocab_size,
+        sizes.hidden_size,
+        sizes.intermediate_size,
+        sizes.num_hidden_layers,
+        sizes.num_attention_heads,
+        sizes.num_key_value_heads,
+        sizes.head_dim,
+        sizes.vocab_size,
     )
     floor = sum(harness.forward(shape, trees)) / harness.matrix_rate(setting)
     tokens = sum(tree.tokens for tree in trees)
@@ -153,14 +153,14 @@ def swept(curve: str, value: int, folder: Path, began: float) -> Point:
     if curve == "jobs two at a time":
         words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     start = time.perf_counter()
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "drbode.train", "-m", *words],
         cwd=folder,
         capture_output=True,
         text=True,
     )
-    if found.returncode or len(list(folder.glob("outputs/*/record.json"))) != value:
-        sys.exit(f"{curve}, {value}: the sweep failed:\n{found.stdout}{found.stderr}")
+    if done.returncode or len(list(folder.glob("outputs/*/record.json"))) != value:
+        sys.exit(f"{curve}, {value}: the sweep failed:\n{done.stdout}{done.stderr}")
     return Point(curve, value, time.perf_counter() - start)
 
 
@@ -177,13 +177,12 @@ def table(points: Sequence[Point]) -> str:
         "| over | | seconds | tokens/s | share of the matrix rate, % | memory, GiB |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for own in points:
-        speed = "" if own.tokens is None else f"{own.tokens / own.seconds:.0f}"
-        share = "" if own.floor is None else f"{100 * own.floor / own.seconds:.0f}"
-        memory = "" if own.increase_gib is None else f"{own.increase_gib:.2f}"
-        lines.append(
-            f"| {own.curve} | {own.value} | {own.seconds:.2f} | {speed} | {share} | {memory} |"
-        )
+    for point in points:
+        speed = "" if point.tokens is None else f"{point.tokens / point.seconds:.0f}"
+        share = "" if point.floor is None else f"{100 * point.floor / point.seconds:.0f}"
+        memory = "" if point.increase_gib is None else f"{point.increase_gib:.2f}"
+        cells = (point.curve, str(point.value), f"{point.seconds:.2f}", speed, share, memory)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -206,14 +205,14 @@ def draw(points: Sequence[Point], target: Path) -> None:
     for column, (label, curves) in enumerate(panels.items()):
         above, below = cells[0][column], cells[1][column]
         for number, curve in enumerate(curve for curve in curves if curve in there):
-            own = [point for point in points if point.curve == curve]
-            values = [point.value for point in own]
-            costs = [_cost(point, point.seconds) for point in own]
+            on_curve = [point for point in points if point.curve == curve]
+            values = [point.value for point in on_curve]
+            costs = [_cost(point, point.seconds) for point in on_curve]
             above.plot(values, costs, "o-", color=f"C{number}", label=curve)
-            if own[0].floor is not None:
-                floors = [_cost(point, point.floor or 0.0) for point in own]
+            if on_curve[0].floor is not None:
+                floors = [_cost(point, point.floor or 0.0) for point in on_curve]
                 above.plot(values, floors, "--", color=f"C{number}", label="floor")
-                below.plot(values, [p.increase_gib for p in own], "o-", color=f"C{number}")
+                below.plot(values, [p.increase_gib for p in on_curve], "o-", color=f"C{number}")
         above.set(ylim=(0, None), ylabel="milliseconds a question")
         above.legend()
         above.grid(alpha=0.3)
@@ -231,15 +230,15 @@ def draw(points: Sequence[Point], target: Path) -> None:
 
 
 def _cost(point: Point, seconds: float) -> float:
-    """A token's milliseconds where rows are trained on, a question's where some are asked."""
+    """A token's milliseconds where rows are trained on, a question's where some are answered."""
     if point.curve in TRAINED and point.tokens:
         return 1e3 * seconds / point.tokens
-    return 1e3 * seconds / QUESTIONS if point.curve in ASKED else seconds
+    return 1e3 * seconds / QUESTIONS if point.curve in EVALUATED else seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    curves = {**TRAINED, **ASKED, **SWEPT}
+    curves = {**TRAINED, **EVALUATED, **SWEPT}
     parser.add_argument("--rounds", type=int, default=1, help="times each point is measured")
     parser.add_argument("--curves", default=",".join(curves), help="those to measure")
     parser.add_argument("--output", type=Path, default=harness.RECORDS / "growth.json")
@@ -252,7 +251,7 @@ def main() -> None:
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.curve is not None:  # the process of one point
-        kinds = ((TRAINED, trained), (ASKED, asked), (SWEPT, swept))
+        kinds = ((TRAINED, trained), (EVALUATED, evaluated), (SWEPT, swept))
         run = next(make for of, make in kinds if words.curve in of)
         point = run(words.curve, words.value, words.folder, words.began)
         (words.folder / harness.RESULT).write_text(json.dumps(asdict(point)))
@@ -269,14 +268,14 @@ def main() -> None:
                 print(f"round {number + 1}: {rounds[-1][-1]}", file=sys.stderr)
     # Of a point the round in the middle: its seconds and its floor are of one process.
     middle = [
-        sorted(own, key=lambda point: point.seconds)[len(own) // 2]
-        for own in zip(*rounds, strict=True)
+        sorted(repeats, key=lambda point: point.seconds)[len(repeats) // 2]
+        for repeats in zip(*rounds, strict=True)
     ]
     record = {
         "benchmark": "growth",
         **harness.machine(LIBRARIES),
         "shape": asdict(harness.SHAPES["small"]),
-        "rounds": [[asdict(point) for point in own] for own in rounds],
+        "rounds": [[asdict(point) for point in points] for points in rounds],
     }
     words.output.parent.mkdir(exist_ok=True)
     words.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,11 +1,11 @@
 """What the benchmarks of training against trl have in common: arms, clock, memory, table, record.
 
 A benchmark is a `Work`: a stage of drbode, rows for it, and how trl does the same. Every run of an
-arm is a process of its own, so that its peak memory is its own, and the arms take turns, the first
+arm is a separate process, which has its peak memory to itself; the arms take turns, the first
 one moving on from round to round, so that a machine that slows down slows all of them. All arms get
 the same network, the same start of the adapter, the same rows in the same order, AdamW with the
 same learning rate, linear schedule and clipping, and no gradient checkpointing. drbode runs by its
-shipped settings otherwise, and trl by its own, but for the precision and what the arm's name says.
+shipped settings otherwise, trl by its default ones but for the precision and the arm's name.
 PyTorch's tensors lie in huge pages under drbode, which asks for them; under trl with --huge-pages.
 
 The clock runs from the start of the training loop, before the first batch is put together, to the
@@ -256,7 +256,7 @@ def adapted(network: Any, setting: Setting, task: str) -> Any:
     return start(get_peft_model(network, config))
 
 
-def asked(work: Work, setting: Setting) -> Any:
+def stage_settings(work: Work, setting: Setting) -> Any:
     """The shipped settings of the stage, but for what the peer is to share."""
     from drbode import config
 
@@ -292,7 +292,7 @@ def in_order(work: Work, setting: Setting) -> list[Any]:
 
     trees = work.trees(setting)
     kind = Prompts if work.stage == "ppo" else StepLoader
-    plan = kind(trees, asked(work, setting).stage(work.stage), SEED).plan
+    plan = kind(trees, stage_settings(work, setting).stage(work.stage), SEED).plan
     return [trees[i] for step in plan for i in step]
 
 
@@ -461,7 +461,10 @@ def forward(shape: Shape, trees: Sequence[Any], head: bool = True) -> tuple[floa
     for tree in trees:
         prompt = len(tree.prompt)
         seen += _causal(prompt)
-        seen += sum(len(own.ids) * prompt + _causal(len(own.ids)) for own in tree.completions)
+        seen += sum(
+            len(completion.ids) * prompt + _causal(len(completion.ids))
+            for completion in tree.completions
+        )
     tokens = sum(tree.tokens for tree in trees)
     predicted = sum(tree.supervised for tree in trees) if head else 0
     return _products(shape, tokens, predicted, seen)
@@ -481,18 +484,18 @@ def _causal(length: int) -> int:
 def _peer_lengths(arm: Mapping[str, Any], setting: Setting, trees: Sequence[Any]) -> list[int]:
     """Of the sequences that trl runs, as long as it makes them: those of a batch are padded."""
     size = batches(setting)[arm["batch"]]["per_device_train_batch_size"]
-    found: list[int] = []
+    lengths: list[int] = []
     for at in range(0, len(trees), size):
-        own = [len(t.prompt) + len(c.ids) for t in trees[at : at + size] for c in t.completions]
-        found += own if arm.get("padding_free") else [max(own)] * len(own)
-    return found
+        batch = [len(t.prompt) + len(c.ids) for t in trees[at : at + size] for c in t.completions]
+        lengths += batch if arm.get("padding_free") else [max(batch)] * len(batch)
+    return lengths
 
 
-# --- the arms, each in a process of its own ----------------------------------------------------
+# --- the arms, each in a separate process --------------------------------------------------------
 
 
 def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list[float]:
-    """drbode's own stage, with a clock around its steps and the loss of every step kept."""
+    """drbode's stage, with a clock around its steps and the loss of every step kept."""
     import torch
     from lightning.pytorch.loggers.logger import Logger
 
@@ -519,7 +522,7 @@ def run_drbode(work: Work, setting: Setting, folder: Path, clock: Clock) -> list
                 losses.append(metrics[name])
 
     keep_memory()
-    settings = asked(work, setting)
+    settings = stage_settings(work, setting)
     machine = (
         Machine("cuda", "bf16-mixed", "bf16", "flex", torch.get_num_threads())
         if setting.on_gpu
@@ -642,7 +645,7 @@ class Result:
             for pair in zip(runs["drbode"].losses, runs[peer].losses, strict=True)
         ]
         apart = [abs(ours - theirs) for ours, theirs in pairs]
-        return max(apart, key=lambda own: (math.isnan(own), own))  # one that is none is the largest
+        return max(apart, key=lambda gap: (math.isnan(gap), gap))  # nan is the largest
 
     def table(self) -> str:
         """Medians over the rounds; ratios are those within a round, their range in brackets."""
@@ -696,13 +699,13 @@ class Result:
 
     def verdicts(self) -> list[str]:
         """A sentence for each target that the arms speak to."""
-        found = []
+        sentences = []
         for target in self.work.targets:
             if target.peer not in self.arms:
                 continue
             speed = statistics.median(self.ratios(target.peer, lambda run: run.rows_per_second))
             memory = statistics.median(self.ratios(target.peer, lambda run: 1 / run.increase_gib))
-            found.append(
+            sentences.append(
                 f"{target.peer}: {speed:.2f} times as fast (target {target.speed:g}"
                 + (
                     f"), 1/{memory:.2f} of the memory (target 1/{target.memory:g})"
@@ -710,11 +713,11 @@ class Result:
                     else ")"
                 )
             )
-        return found
+        return sentences
 
 
-def spread(found: Sequence[float]) -> str:
-    return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def machine(libraries: Sequence[str]) -> dict[str, Any]:
@@ -742,20 +745,20 @@ def turns(names: Sequence[str], number: int) -> Sequence[str]:
 
 
 def measure(arm: str) -> Run:
-    """An arm in a fresh process, which is given this one's own words."""
+    """An arm in a new process, started with the arguments of this one."""
     return Run(**fresh(arm, "--arm", arm))
 
 
 def fresh(name: str, *words: str) -> dict[str, Any]:
-    """What this script writes in a process of its own, given these words beside its own."""
+    """What this script writes in a new process with these arguments beside its present ones."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
-        own = [*words, "--folder", folder, "--began", str(time.time())]
-        found = subprocess.run(
-            [sys.executable, *sys.argv, *own], env=environment, capture_output=True, text=True
+        arguments = [*words, "--folder", folder, "--began", str(time.time())]
+        done = subprocess.run(
+            [sys.executable, *sys.argv, *arguments], env=environment, capture_output=True, text=True
         )
-        if found.returncode:
-            sys.exit(f"{name} failed:\n{found.stderr}")
+        if done.returncode:
+            sys.exit(f"{name} failed:\n{done.stderr}")
         result: dict[str, Any] = json.loads((Path(folder) / RESULT).read_text())
         return result
 

@@ -1,4 +1,4 @@
-"""The benchmark of questions against the chapter's own way, one question at a time.
+"""The benchmark of questions against the chapter's way, one question at a time.
 
     python experiments/benchmarks/multiple_choice.py --rounds 3 --questions exam.jsonl
 
@@ -8,7 +8,7 @@ drbodebench's columns:
     loop      the chapter's way (section 3.5.2) in transformers alone: one question at a time
               through the chat template and `generate`, greedy, 10 new tokens, and the first of A
               to E in what was written
-    chapter   the same question asked by drbode's protocol of that name, with its shipped settings
+    chapter   the same question by drbode's protocol of that name, with its shipped settings
     letter    the log-probabilities of the letters, which writes nothing
 
 Every arm begins with the rows as they are read and ends with a letter for each, so rendering and
@@ -63,13 +63,13 @@ class Arms:
             offered = "\n".join(f"{k}) {text}" for k, text in row["alternativas"].items())
             image = row.get("img_description")
             stem = f"{row['enunciado']}\n\n{image}" if image else row["enunciado"]
-            asked = (
+            prompt = (
                 "Você é um médico especialista. Leia a questão de múltipla escolha e responda "
                 f"apenas com a letra da alternativa correta.\n\nQuestão: {stem}\n\n{offered}\n\n"
                 "Resposta:"
             )
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": asked}],
+                [{"role": "user", "content": prompt}],
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=False,
@@ -85,8 +85,8 @@ class Arms:
             written = self.tokenizer.decode(
                 ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )
-            found = re.search("[A-Ea-e]", written)
-            letters.append(found[0].upper() if found else None)
+            letter = re.search("[A-Ea-e]", written)
+            letters.append(letter[0].upper() if letter else None)
         return letters
 
     def chapter(self, rows: Rows) -> Letters:
@@ -133,7 +133,7 @@ class Measured:
 
     def times(self, arm: str) -> list[float]:
         """How many times as fast as the loop an arm is, in each round."""
-        return [own["loop"] / own[arm] for own in self.seconds]
+        return [taken["loop"] / taken[arm] for taken in self.seconds]
 
 
 def measure(arms: Arms, path: str, rounds: int) -> Measured:
@@ -173,16 +173,23 @@ def table(sets: Sequence[Measured]) -> str:
         "| questions | | questions/s | times as fast as the loop | answers unlike the loop's |",
         "|---|---|--:|--:|--:|",
     ]
-    for own in sets:
-        lines.append(_row(own, "loop", "", ""))
-        lines.append(_row(own, "chapter", harness.spread(own.times("chapter")), str(own.unequal)))
-        lines.append(_row(own, "letter", harness.spread(own.times("letter")), ""))
+    for measured in sets:
+        lines.append(_row(measured, "loop", "", ""))
+        lines.append(
+            _row(
+                measured,
+                "chapter",
+                harness.spread(measured.times("chapter")),
+                str(measured.unequal),
+            )
+        )
+        lines.append(_row(measured, "letter", harness.spread(measured.times("letter")), ""))
     return "\n".join(lines)
 
 
-def _row(own: Measured, arm: str, ratio: str, unequal: str) -> str:
-    speed = own.questions / statistics.median(s[arm] for s in own.seconds)
-    name = f"{own.name}, {own.questions}" if arm == "loop" else ""
+def _row(measured: Measured, arm: str, ratio: str, unequal: str) -> str:
+    speed = measured.questions / statistics.median(s[arm] for s in measured.seconds)
+    name = f"{measured.name}, {measured.questions}" if arm == "loop" else ""
     return f"| {name} | {arm} | {speed:.1f} | {ratio} | {unequal} |"
 
 
@@ -194,7 +201,7 @@ def describe(sets: Sequence[Measured]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "max_tokens": settings("letter").max_tokens,
-        "sets": [asdict(own) for own in sets],
+        "sets": [asdict(measured) for measured in sets],
     }
 
 
@@ -203,18 +210,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times every arm is run")
     parser.add_argument("--questions", help="file of further questions")
     parser.add_argument("--output", type=Path, default=RECORD, help="file of the record")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     arms = load()
-    paths = [BODINHO, *([asked.questions] if asked.questions else [])]
-    sets = [measure(arms, path, asked.rounds) for path in paths]
-    asked.output.parent.mkdir(exist_ok=True)
-    asked.output.write_text(json.dumps(describe(sets), indent=1) + "\n")
+    paths = [BODINHO, *([arguments.questions] if arguments.questions else [])]
+    sets = [measure(arms, path, arguments.rounds) for path in paths]
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(describe(sets), indent=1) + "\n")
     print(table(sets))
     shipped = sets[0]
     for arm, target in TARGETS.items():
-        found = statistics.median(shipped.times(arm))
-        print(f"{arm}: {found:.2f} times the loop on {shipped.name} (target {target:g})")
-    if unequal := sum(own.unequal for own in sets):
+        ratio = statistics.median(shipped.times(arm))
+        print(f"{arm}: {ratio:.2f} times the loop on {shipped.name} (target {target:g})")
+    if unequal := sum(measured.unequal for measured in sets):
         sys.exit(f"{unequal} questions are answered differently: the times compare nothing")
 
 

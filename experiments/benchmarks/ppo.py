@@ -70,7 +70,7 @@ def plain(
 
     def rollouts(prompts: list[list[int]]) -> tuple[Any, ...]:
         longest = max(map(len, prompts))
-        ids = torch.tensor([[harness.PAD] * (longest - len(own)) + own for own in prompts])
+        ids = torch.tensor([[harness.PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = (ids != harness.PAD).long()
         written = network.generate(
             input_ids=ids.to(setting.device),
@@ -85,13 +85,13 @@ def plain(
         )
         answers = written[:, longest:]
         ended = (answers == harness.END).any(1)
-        own = (answers == harness.END).cumsum(1) - (answers == harness.END).long() == 0
+        written_mask = (answers == harness.END).cumsum(1) - (answers == harness.END).long() == 0
         texts = [
             words.decode([t for t in row[keep].tolist() if t != harness.END])
-            for row, keep in zip(answers, own, strict=True)
+            for row, keep in zip(answers, written_mask, strict=True)
         ]
         scores = torch.tensor(score([], texts)) - OPEN_ENDED * (~ended).float().cpu()
-        seen = torch.cat([mask.to(own.device), own.long()], dim=1)
+        seen = torch.cat([mask.to(written_mask.device), written_mask.long()], dim=1)
         learnt = seen[:, 1:].bool().clone()
         learnt[:, : longest - 1] = False
         return written, seen, learnt, scores.to(setting.device)
@@ -129,13 +129,13 @@ def plain(
                 mask = learnt[few]
                 logps, values = passed(ids[few], seen[few])
                 ratio = (logps - old[few]).exp()
-                own = torch.maximum(
+                policy_loss = torch.maximum(
                     -advantages[few] * ratio,
                     -advantages[few] * ratio.clamp(1 - CLIP, 1 + CLIP),
                 )
                 near = old_values[few] + (values - old_values[few]).clamp(-VALUE_CLIP, VALUE_CLIP)
-                off = torch.maximum((values - returns[few]) ** 2, (near - returns[few]) ** 2)
-                loss = (own + VALUE_WEIGHT * 0.5 * off)[mask].mean()
+                value_loss = torch.maximum((values - returns[few]) ** 2, (near - returns[few]) ** 2)
+                loss = (policy_loss + VALUE_WEIGHT * 0.5 * value_loss)[mask].mean()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()

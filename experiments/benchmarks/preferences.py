@@ -24,7 +24,9 @@ def trees(setting: harness.Setting) -> list[Any]:
         return [(0.0, 0.0, length, length) for length in (prompt, side, side)]
 
     def pair() -> Any:
-        prompt, chosen, rejected = (harness.draw_ids(draw, own, vocabulary) for own in lengths())
+        prompt, chosen, rejected = (
+            harness.draw_ids(draw, length, vocabulary) for length in lengths()
+        )
         return Tree(prompt, [harness.completion(chosen), harness.completion(rejected)])
 
     return [pair() for _ in range(setting.rows)]

@@ -4,7 +4,7 @@
     python experiments/benchmarks/reward.py --shape 0.6b-4 --rows 16
 
 The pairs of `dpo.py`, the Bradley-Terry loss, and a scalar head that starts at zero in all arms
-(trl's own would be random). What is the same in all arms, and what is timed, stands in
+(trl's would be random). What is the same in all arms, and what is timed, stands in
 `harness.py`. The arms:
 
     drbode       this program

@@ -63,11 +63,11 @@ def trl(
     data = Dataset.from_list(
         [
             {
-                "input_ids": tree.prompt + own.ids,
-                "completion_mask": [0] * len(tree.prompt) + [1] * len(own.ids),
+                "input_ids": tree.prompt + completion.ids,
+                "completion_mask": [0] * len(tree.prompt) + [1] * len(completion.ids),
             }
             for tree in rows
-            for own in tree.completions
+            for completion in tree.completions
         ]
     )
     words = harness.tokenizer(setting)

@@ -53,9 +53,9 @@ def profiled(name: str, setting: harness.Setting, folder: Path, began: float) ->
         if self.optimizer_steps != STEP:
             step(self, *batch)
             return
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
             step(self, *batch)
-        for event in found.events():
+        for event in trace.events():
             seconds[kind(event, setting.rank)] += event.self_cpu_time_total / 1e6
 
     TrainingModule.training_step = training_step  # type: ignore[method-assign]
@@ -72,16 +72,19 @@ def profiled(name: str, setting: harness.Setting, folder: Path, began: float) ->
     }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    heads = [f"{name} ({own['tokens']} tokens)" for name, own in found.items()]
+def table(results: dict[str, dict[str, Any]]) -> str:
+    heads = [f"{name} ({result['tokens']} tokens)" for name, result in results.items()]
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
-    totals = {name: sum(own["seconds"].values()) for name, own in found.items()}
+    totals = {name: sum(result["seconds"].values()) for name, result in results.items()}
     for one in KINDS:
-        cells = [f"{100 * own['seconds'][one] / totals[name]:.0f} %" for name, own in found.items()]
+        cells = [
+            f"{100 * result['seconds'][one] / totals[name]:.0f} %"
+            for name, result in results.items()
+        ]
         lines.append(f"| {one} | {' | '.join(cells)} |")
     cells = [f"{total:.2f}" for total in totals.values()]
     lines.append(f"| seconds of the step | {' | '.join(cells)} |")
-    cells = [f"{own['floor']:.2f}" for own in found.values()]
+    cells = [f"{result['floor']:.2f}" for result in results.values()]
     lines.append(
         f"| of layers, head and attention at the rate of large ones | {' | '.join(cells)} |"
     )
@@ -99,8 +102,8 @@ def main() -> None:
     rows = (STEP + 1) * words.rows_a_step
     setting = harness.Setting(words.shape, "cpu", "lora", 16, rows, words.rows_a_step, None, None)
     if words.work is not None:  # the process of one profile
-        found = profiled(words.work, setting, words.folder, words.began)
-        (words.folder / harness.RESULT).write_text(json.dumps(found))
+        result = profiled(words.work, setting, words.folder, words.began)
+        (words.folder / harness.RESULT).write_text(json.dumps(result))
         return
     steps = {name: harness.fresh(name, "--work", name) for name in WORKS}
     output = words.output or harness.RECORDS / f"shares-{setting.name}.json"

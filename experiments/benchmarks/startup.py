@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/startup.py
 
-The two commands take turns, each in a process of its own; one round before is not counted, in which
+The two commands take turns, each in a separate process; one round before is not counted, in which
 the disk is read.
 """
 
@@ -24,12 +24,12 @@ TARGET = 1.5  # seconds
 def seconds(word: str, folder: str) -> float:
     """Of the train door with one word; it must answer as it should, and leave nothing behind."""
     began = time.perf_counter()
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "drbode.train", word], cwd=folder, capture_output=True, text=True
     )
     taken = time.perf_counter() - began
-    if found.returncode != COMMANDS[word] or any(Path(folder).iterdir()):
-        sys.exit(f"{word} was not answered as it should be:\n{found.stdout}{found.stderr}")
+    if done.returncode != COMMANDS[word] or any(Path(folder).iterdir()):
+        sys.exit(f"{word} was not answered as it should be:\n{done.stdout}{done.stderr}")
     return taken
 
 
@@ -37,10 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="times every command is run")
     parser.add_argument("--output", type=Path, default=harness.RECORDS / "startup.json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(asked.rounds + 1):
+        for number in range(arguments.rounds + 1):
             words = harness.turns(list(COMMANDS), number)
             rounds.append({word: seconds(word, folder) for word in words})
     counted = rounds[1:]
@@ -50,13 +50,13 @@ def main() -> None:
         "target": TARGET,
         "rounds": counted,
     }
-    asked.output.parent.mkdir(exist_ok=True)
-    asked.output.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
     print("| python -m drbode.train | seconds |", "|---|--:|", sep="\n")
     for word in COMMANDS:
-        found = [own[word] for own in counted]
-        print(f"| `{word}` | {harness.spread(found)} |")
-        if statistics.median(found) > TARGET:
+        seconds = [taken[word] for taken in counted]
+        print(f"| `{word}` | {harness.spread(seconds)} |")
+        if statistics.median(seconds) > TARGET:
             print(f"{word} takes longer than {TARGET:g} s", file=sys.stderr)
 
 

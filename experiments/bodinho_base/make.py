@@ -44,7 +44,7 @@ def make_tokenizer(folder: Path) -> None:
     texts = [document["text"] for document in documents(20_000)]
     for special in SPECIAL:
         texts = [text.replace(special, "\n") for text in texts]
-    # The names alone, not a word of what is true of them, often enough to get tokens of their own.
+    # The names alone, not a word of what is true of them, often enough to become single tokens.
     names = sorted({fact.subject.name for fact in medical()[0]})
     tokenizer.train_from_iterator([*texts, *names * 100], trainer)
     fast = PreTrainedTokenizerFast(

@@ -24,7 +24,7 @@ def main() -> None:
             seeds[name][config["seed"]] = 100 * record.measures[f"{name}/accuracy"]
     print("| trained on | asked by | base | after SFT | after DPO | DPO less SFT, points | p |")
     print("|---|---|--:|--:|--:|--:|--:|")
-    for (trained, asked), seeds in sorted(variants.items()):
+    for (trained, protocol), seeds in sorted(variants.items()):
         cells = [f"{mean(seeds['base'].values()):.1f}"]
         for name in POINTS[1:]:
             interval = mean_interval(list(seeds[name].values()))
@@ -35,7 +35,7 @@ def main() -> None:
         gain = difference(seeds["sft"], seeds["dpo"], paired=True)
         assert gain.interval is not None, "seeds differ"
         cells.append(f"{gain.mean:+.1f} [{gain.interval.low:+.1f}, {gain.interval.high:+.1f}]")
-        print(f"| {trained} | {asked} | {' | '.join(cells)} | {gain.p_value:.2f} |")
+        print(f"| {trained} | {protocol} | {' | '.join(cells)} | {gain.p_value:.2f} |")
     least = min(mcnemar_exact(lost + 1, lost) for lost in range(325))
     print(f"\n325 or 326 right of 1301: the exact McNemar test gives p = {least:g} at the least.")
 

@@ -1,4 +1,4 @@
-"""Gathers the runs of the study: their records, PPO's rollouts, a table and the figure of C15.
+"""Gathers the runs of the study: records, rollouts of PPO, a table, the figure of reward hacking.
 
 python experiments/rlhf_vs_dpo/make.py RUNS [RUNS ...]
 """
@@ -51,12 +51,12 @@ def iterations(metrics: Path) -> list[tuple[float, ...]]:
 
 def runs() -> dict[tuple[float, int], list[dict[str, float]]]:
     """PPO's iterations by beta and seed."""
-    found: dict[tuple[float, int], list[dict[str, float]]] = {}
+    iterations: dict[tuple[float, int], list[dict[str, float]]] = {}
     with (HERE / "rollouts.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             key = (float(row["beta"]), int(row["seed"]))
-            found.setdefault(key, []).append({name: float(row[name]) for name in COLUMNS})
-    return found
+            iterations.setdefault(key, []).append({name: float(row[name]) for name in COLUMNS})
+    return iterations
 
 
 def last_stages() -> None:

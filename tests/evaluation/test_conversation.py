@@ -1,4 +1,4 @@
-"""Answers against transformers' own generation, and what a conversation remembers and forgets."""
+"""Answers against transformers' generation, and what a conversation remembers and forgets."""
 
 from typing import Any
 
@@ -72,9 +72,9 @@ def test_top_p_draws_from_the_fewest_tokens_of_that_share(
 ) -> None:
     draw = sampler(1.0, top_p, 0)
     drawn = [draw(LOGITS) for _ in range(2000)]
-    found = [drawn.count(token) / 2000 for token in range(3)]
-    assert found == pytest.approx(shares, abs=0.04)
-    assert all((f == 0) == (s == 0) for f, s in zip(found, shares, strict=True))
+    frequencies = [drawn.count(token) / 2000 for token in range(3)]
+    assert frequencies == pytest.approx(shares, abs=0.04)
+    assert all((f == 0) == (s == 0) for f, s in zip(frequencies, shares, strict=True))
 
 
 def test_temperature_flattens_and_the_seed_repeats() -> None:
@@ -83,19 +83,19 @@ def test_temperature_flattens_and_the_seed_repeats() -> None:
         return [draw(LOGITS) for _ in range(2000)]
 
     weights = [p**0.5 for p in (0.2, 0.5, 0.3)]
-    found = [run(0).count(token) / 2000 for token in range(3)]
-    assert found == pytest.approx([w / sum(weights) for w in weights], abs=0.04)
+    frequencies = [run(0).count(token) / 2000 for token in range(3)]
+    assert frequencies == pytest.approx([w / sum(weights) for w in weights], abs=0.04)
     assert run(0) == run(0) != run(1)
 
 
 def test_pieces_are_whole_characters_that_join_to_the_text(tokenizer: Any) -> None:
     text = "Coração:\n\tfebre 🩺 alta"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = list(pieces(tokenizer, ids))
-    assert len(found) == len(ids)
-    assert "" in found  # the bytes of the stethoscope
-    assert "".join(found).strip() == text
-    assert "\ufffd" not in "".join(pieces(tokenizer, ids[: found.index("") + 2]))
+    streamed = list(pieces(tokenizer, ids))
+    assert len(streamed) == len(ids)
+    assert "" in streamed  # the bytes of the stethoscope
+    assert "".join(streamed).strip() == text
+    assert "\ufffd" not in "".join(pieces(tokenizer, ids[: streamed.index("") + 2]))
 
 
 def test_no_piece_moves_the_cursor(tokenizer: Any) -> None:

@@ -46,7 +46,7 @@ def policy(request: pytest.FixtureRequest) -> Policy:
         return Policy(GPT2LMHeadModel(shape).eval(), tokenizer)
     known = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
     shape, network = known[request.param]
-    own = shape(
+    config = shape(
         vocab_size=size,
         max_position_embeddings=1024,
         hidden_size=32,
@@ -56,13 +56,13 @@ def policy(request: pytest.FixtureRequest) -> Policy:
         num_key_value_heads=2,
         head_dim=8,
     )
-    return Policy(network(own).eval(), tokenizer)
+    return Policy(network(config).eval(), tokenizer)
 
 
 def answered(policy: Policy, length: int = 1024, **changes: Any) -> list[Any]:
-    own = settings(**changes)
+    config = settings(**changes)
     renderer = Renderer(policy.tokenizer, length)
-    return answer(policy, renderer, load_benchmark(own).rows, own, CPU)
+    return answer(policy, renderer, load_benchmark(config).rows, config, CPU)
 
 
 def same(some: list[Any], others: list[Any]) -> None:
@@ -101,11 +101,11 @@ def test_the_prefix_is_run_once_and_each_question_without_it(
         return forward(**given)
 
     monkeypatch.setattr(policy.model.base_model, "forward", counted)
-    found = answered(policy, protocol=protocol, max_tokens=100_000)
-    shared = found[0].shared
+    answers = answered(policy, protocol=protocol, max_tokens=100_000)
+    shared = answers[0].shared
     assert runs[0] == shared
     if protocol in ("alternatives", "letter"):
-        assert runs == [shared, sum(a.tokens - shared for a in found)]
+        assert runs == [shared, sum(a.tokens - shared for a in answers)]
     else:  # all prompts in one batch, padded, then a token of each at a time
         assert runs[1] < QUESTIONS * 150
         assert set(runs[2:]) == {QUESTIONS}
@@ -115,39 +115,43 @@ def test_the_prefix_is_run_once_and_each_question_without_it(
 def test_whole_examples_are_dropped_as_told_and_counted(policy: Policy) -> None:
     with pytest.raises(BadInput, match=r"its 8 examples do not fit .*fewshot_overflow=drop"):
         answered(policy, length=404, protocol="letter", num_fewshot=8)
-    found = answered(policy, length=404, protocol="letter", num_fewshot=8, fewshot_overflow="drop")
-    told = summarise(found)["examples_dropped"]
-    assert told == {str(n): count for n, count in sorted(Counter(a.dropped for a in found).items())}
+    answers = answered(
+        policy, length=404, protocol="letter", num_fewshot=8, fewshot_overflow="drop"
+    )
+    told = summarise(answers)["examples_dropped"]
+    assert told == {
+        str(n): count for n, count in sorted(Counter(a.dropped for a in answers).items())
+    }
     assert len(told) > 1  # questions of different lengths lose different numbers
-    for own in found:
-        assert len(own.question.examples) == 8 - own.dropped
-        assert len(own.as_row()["examples"]) == 8 - own.dropped
-        assert own.tokens <= 404 + 4
-        assert not own.cut
-    # Those that are kept are the last ones: what fewer were asked for would have been.
-    for count in {8 - a.dropped for a in found}:
-        asked = [a for a in found if len(a.question.examples) == count]
+    for one in answers:
+        assert len(one.question.examples) == 8 - one.dropped
+        assert len(one.as_row()["examples"]) == 8 - one.dropped
+        assert one.tokens <= 404 + 4
+        assert not one.cut
+    # Those that are kept are the last ones: those that a smaller num_fewshot gives.
+    for count in {8 - a.dropped for a in answers}:
+        group = [a for a in answers if len(a.question.examples) == count]
         fewer = answered(policy, protocol="letter", num_fewshot=count)
-        numbers = {a.question.number for a in asked}
+        numbers = {a.question.number for a in group}
         alike = [a for a in fewer if a.question.number in numbers]
-        same(asked, alike)
-        assert [a.as_row()["examples"] for a in asked] == [a.as_row()["examples"] for a in alike]
+        same(group, alike)
+        assert [a.as_row()["examples"] for a in group] == [a.as_row()["examples"] for a in alike]
 
 
 @pytest.mark.parametrize("policy", ["qwen3"], indirect=True)
 def test_a_question_without_room_for_any_example_is_asked_without(policy: Policy) -> None:
-    found = answered(policy, length=130, protocol="letter", fewshot_overflow="drop")
-    assert {a.dropped for a in found} == {3}
-    same(found, answered(policy, length=130, protocol="letter", num_fewshot=0))
+    answers = answered(policy, length=130, protocol="letter", fewshot_overflow="drop")
+    assert {a.dropped for a in answers} == {3}
+    same(answers, answered(policy, length=130, protocol="letter", num_fewshot=0))
 
 
 @pytest.mark.parametrize("policy", ["qwen3"], indirect=True)
 def test_the_cost_is_the_mean_over_the_questions(policy: Policy) -> None:
     few, none = answered(policy), answered(policy, num_fewshot=0)
-    found = cost(few)
-    assert found["tokens_per_question"] == sum(a.tokens for a in few) / QUESTIONS
-    assert found["shared_tokens_per_question"] == few[0].shared
-    assert found["seconds_per_question"] == pytest.approx(few[0].seconds)
-    assert found["seconds_per_question"] > 0
-    assert cost(none)["tokens_per_question"] < found["tokens_per_question"]
+    means = cost(few)
+    assert means["tokens_per_question"] == sum(a.tokens for a in few) / QUESTIONS
+    assert means["shared_tokens_per_question"] == few[0].shared
+    assert means["seconds_per_question"] == pytest.approx(few[0].seconds)
+    assert means["seconds_per_question"] > 0
+    assert cost(none)["tokens_per_question"] < means["tokens_per_question"]
     assert cost(none)["shared_tokens_per_question"] == 0

@@ -36,23 +36,23 @@ def policy() -> Policy:
 def test_bits_are_those_of_a_plain_pass_a_document_at_a_time(policy: Policy) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     documents = [document(Text(text, ""), renderer) for text in TEXTS]
-    found = text_bits(policy, documents, 4096, CPU)
-    for text, bits, own in zip(TEXTS, found, documents, strict=True):
+    measured = text_bits(policy, documents, 4096, CPU)
+    for text, bits, one in zip(TEXTS, measured, documents, strict=True):
         ids = torch.tensor([policy.tokenizer(text)["input_ids"]])
         with torch.no_grad(), policy.generating() as network:
             loss = network(ids, labels=ids).loss  # the mean over all tokens but the first
         expected = float(loss) * (ids.shape[1] - 1) / math.log(2)
         assert bits == pytest.approx(expected, rel=1e-5)
         first = policy.tokenizer.decode(ids[0, :1])
-        assert own.bytes == len(text.encode()) - len(first.encode())
+        assert one.bytes == len(text.encode()) - len(first.encode())
 
 
 def test_a_long_document_keeps_all_its_tokens_but_each_parts_first(policy: Policy) -> None:
     short = Renderer(policy.tokenizer, 8)
-    own = document(Text(TEXTS[1], ""), short)
+    cut = document(Text(TEXTS[1], ""), short)
     ids = policy.tokenizer(TEXTS[1])["input_ids"]
-    assert [i for tree in own.trees for i in tree.completions[0].ids] == ids
-    assert sum(tree.supervised for tree in own.trees) == len(ids) - len(own.trees)
+    assert [i for tree in cut.trees for i in tree.completions[0].ids] == ids
+    assert sum(tree.supervised for tree in cut.trees) == len(ids) - len(cut.trees)
 
 
 def test_the_same_whatever_the_batch(policy: Policy) -> None:
@@ -88,9 +88,9 @@ def test_forgetting_is_the_accuracy_lost(policy: Policy) -> None:
     right = [i for i, a in enumerate(known.answers) if a.correct]
     spoiled = [replace(a, letter="Z") if i in right[:3] else a for i, a in enumerate(known.answers)]
     worse = Known(spoiled, [2 * b for b in known.bits], known.bytes)
-    found = summarise(known, worse)
-    assert found["forgetting"] == pytest.approx(3 / 12)
-    assert found["bits_per_byte"] == pytest.approx(2 * (known.bits_per_byte or 0))
+    summary = summarise(known, worse)
+    assert summary["forgetting"] == pytest.approx(3 / 12)
+    assert summary["bits_per_byte"] == pytest.approx(2 * (known.bits_per_byte or 0))
 
 
 def test_either_measure_can_be_left_out(policy: Policy) -> None:

@@ -34,19 +34,19 @@ def test_the_interval_by_hand_and_by_scipy() -> None:
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_a_paired_difference_is_scipys(count: int) -> None:
     before, after = DRAW.normal(size=(2, count)).tolist()
-    found = difference(dict(enumerate(before)), dict(enumerate(after)), paired=True)
+    result = difference(dict(enumerate(before)), dict(enumerate(after)), paired=True)
     expected = stats.ttest_rel(after, before)
-    assert found.paired
-    assert found.p_value == pytest.approx(expected.pvalue)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval()))
+    assert result.paired
+    assert result.p_value == pytest.approx(expected.pvalue)
+    assert result.interval == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_pairs_are_found_by_their_seed_and_not_by_their_place() -> None:
     before = {0: 1.0, 1: 2.0, 2: 4.0}
     after = {2: 5.0, 0: 2.5, 7: 9.0, 1: 3.0}
-    found = difference(before, after, paired=True)
-    assert found.mean == pytest.approx(fmean([1.5, 1.0, 1.0]))
-    assert found.p_value == pytest.approx(stats.ttest_rel([2.5, 3, 5], [1, 2, 4]).pvalue)
+    result = difference(before, after, paired=True)
+    assert result.mean == pytest.approx(fmean([1.5, 1.0, 1.0]))
+    assert result.p_value == pytest.approx(stats.ttest_rel([2.5, 3, 5], [1, 2, 4]).pvalue)
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 5), (8, 4)])
@@ -56,11 +56,11 @@ def test_an_unpaired_difference_is_welchs(counts: tuple[int, int]) -> None:
         {100 * k + i: float(v) for i, v in enumerate(x)} for k, x in enumerate((before, after))
     ]
     for paired in (False, True):  # without a common seed it cannot be paired
-        found = difference(*sides, paired=paired)
+        result = difference(*sides, paired=paired)
         expected = stats.ttest_ind(after, before, equal_var=False)
-        assert not found.paired
-        assert found.p_value == pytest.approx(expected.pvalue)
-        assert found.interval == pytest.approx(tuple(expected.confidence_interval()))
+        assert not result.paired
+        assert result.p_value == pytest.approx(expected.pvalue)
+        assert result.interval == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_without_a_spread_there_is_a_difference_and_no_test() -> None:
@@ -110,13 +110,13 @@ def test_level_and_power_hold_in_simulated_runs() -> None:
     draw = random.Random(0)
     tables = 2000
     shift = smallest_difference(1.0, 5, paired=False)
-    false = found = 0
+    false = detected = 0
     for _ in range(tables):
         one, two = ({s: draw.gauss(0, 1) for s in range(5 * k, 5 * k + 5)} for k in range(2))
         test = difference(one, two, paired=False)
         false += test.p_value is not None and test.p_value <= 0.05
         moved = difference(one, {s: v + shift for s, v in two.items()}, paired=False)
-        found += moved.p_value is not None and moved.p_value <= 0.05
+        detected += moved.p_value is not None and moved.p_value <= 0.05
     # Three standard errors of a share of 2000 tables.
     assert false / tables == pytest.approx(0.05, abs=0.015)
-    assert found / tables == pytest.approx(0.80, abs=0.027)
+    assert detected / tables == pytest.approx(0.80, abs=0.027)

@@ -43,21 +43,21 @@ def by(parts: Any, protocol: Any, count: int, max_tokens: int = 4096) -> list[An
 def test_scores_are_logps_of_texts_or_letters(parts: Any, protocol: str) -> None:
     """Against one sequence at a time in plain transformers: a text's mean, a letter's sum."""
     policy, renderer, questions = parts
-    (found,) = by(parts, protocol, 1)
+    (choice,) = by(parts, protocol, 1)
     (tree,) = getattr(renderer, protocol)(questions[0]).trees
-    assert found.scores is not None
+    assert choice.scores is not None
     with policy.generating() as network, torch.no_grad():
-        for score, completion in zip(found.scores.values(), tree.completions, strict=True):
+        for score, completion in zip(choice.scores.values(), tree.completions, strict=True):
             ids = torch.tensor([tree.prompt + completion.ids])
             logps = network(ids).logits[0, :-1].log_softmax(-1)
-            own = logps.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
-            expected = own.mean() if protocol == "alternatives" else own.sum()
+            picked = logps.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
+            expected = picked.mean() if protocol == "alternatives" else picked.sum()
             assert score == pytest.approx(float(expected), abs=1e-5)
-    assert found.letter == max(found.scores, key=found.scores.__getitem__)
-    assert found.probabilities is not None
-    assert sum(found.probabilities.values()) == pytest.approx(1)
-    ratio = found.probabilities["A"] / found.probabilities["B"]
-    assert ratio == pytest.approx(math.exp(found.scores["A"] - found.scores["B"]))
+    assert choice.letter == max(choice.scores, key=choice.scores.__getitem__)
+    assert choice.probabilities is not None
+    assert sum(choice.probabilities.values()) == pytest.approx(1)
+    ratio = choice.probabilities["A"] / choice.probabilities["B"]
+    assert ratio == pytest.approx(math.exp(choice.scores["A"] - choice.scores["B"]))
 
 
 def test_a_letter_of_several_tokens_is_scored_by_their_sum(parts: Any) -> None:
@@ -67,10 +67,10 @@ def test_a_letter_of_several_tokens_is_scored_by_their_sum(parts: Any) -> None:
     renderer_in_pieces = Renderer(renderer.tokenizer, 2048)
     renderer_in_pieces._ids = lambda text: ids(text) * 2 if text in "ABCDE" else ids(text)
     config = replace(BODINHO, protocol="letter")
-    (found,) = answer(policy, renderer_in_pieces, questions[:1], config, CPU)
-    assert found.scores is not None
+    (choice,) = answer(policy, renderer_in_pieces, questions[:1], config, CPU)
+    assert choice.scores is not None
     assert whole is not None
-    assert all(found.scores[k] < whole[k] - 1 for k in whole)  # twice as many tokens, no mean
+    assert all(choice.scores[k] < whole[k] - 1 for k in whole)  # twice as many tokens, no mean
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -94,7 +94,7 @@ def test_a_written_answer_is_what_the_model_writes_after_the_prompt(
     parts: Any, protocol: str, limit: int
 ) -> None:
     policy, renderer, questions = parts
-    for question, found in zip(questions, by(parts, protocol, 3), strict=False):
+    for question, choice in zip(questions, by(parts, protocol, 3), strict=False):
         (tree,) = getattr(renderer, protocol)(question, limit).trees
         assert tree.completions == []
         with policy.generating() as network, torch.no_grad():
@@ -106,10 +106,10 @@ def test_a_written_answer_is_what_the_model_writes_after_the_prompt(
             "generate": lambda text, offered: stated_letter(text, offered),
             "chapter": lambda text, _: first_letter(text),
         }
-        assert found.letter == rule[protocol](text, question.alternatives)
-        assert found.written == found.as_row()["written"] == text
-        assert found.stopped == (ids[-1] == renderer.turn_end[1])
-        assert found.scores is found.probabilities is None
+        assert choice.letter == rule[protocol](text, question.alternatives)
+        assert choice.written == choice.as_row()["written"] == text
+        assert choice.stopped == (ids[-1] == renderer.turn_end[1])
+        assert choice.scores is choice.probabilities is None
 
 
 def given(questions: Any, right: list[bool]) -> list[Any]:
@@ -159,11 +159,11 @@ def test_parts_are_origins_and_their_exams_where_there_is_more_than_one(parts: A
     places = [("R", "1"), ("R", "1"), ("R", "2"), ("S", "1"), ("S", "1")]
 
     def summary_of(places: list[tuple[str, str]]) -> dict[str, int]:
-        own = [
+        rows = [
             replace(q, origin=origin, exam=exam)
             for q, (origin, exam) in zip(questions, places, strict=False)
         ]
-        answers = given(own, [True] * len(own))
+        answers = given(rows, [True] * len(rows))
         assert compare(answers, answers).keys() == {"all", *summarise(answers)["parts"]}
         return {k: v["questions"] for k, v in summarise(answers)["parts"].items()}
 

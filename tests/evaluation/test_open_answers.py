@@ -1,4 +1,4 @@
-"""Open answers: counted by hand, against plain transformers, and asked of the right rows."""
+"""Open answers: counted by hand, against plain transformers, and put to the right rows."""
 
 import csv
 import json
@@ -16,9 +16,9 @@ from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Pair, Prompt
 from drbode.data.splits import prompt_columns, read_rows
 from drbode.evaluation.open_answers import (
-    Asked,
     Interview,
     OpenAnswer,
+    OpenPrompt,
     OpenPrompts,
     answer,
     compare,
@@ -66,58 +66,65 @@ def by(policy: Policy, prompts: OpenPrompts, max_tokens: int = 4096) -> list[Ope
 
 
 def said(*texts: str, margins: list[float | None] | None = None) -> list[OpenAnswer]:
-    asked = Asked(Prompt((Message("user", "?"),), "x. Ouça a sua médica.", "here"), None)
+    prompt = OpenPrompt(Prompt((Message("user", "?"),), "x. Ouça a sua médica.", "here"), None)
     each = margins or [None] * len(texts)
-    return [OpenAnswer(asked, t, True, m) for t, m in zip(texts, each, strict=True)]
+    return [OpenAnswer(prompt, t, True, m) for t, m in zip(texts, each, strict=True)]
 
 
 def test_the_summary_by_hand() -> None:
     answers = said(CAUTIOUS, "y", SURE, CURT, margins=[1.0, -1.0, 0.0, None])
-    found = summarise(answers)
-    assert found["cautious"] == {
+    summary = summarise(answers)
+    assert summary["cautious"] == {
         "share": 0.25,
         "count": 1,
         "of": 4,
         "interval": pytest.approx((0.0456, 0.6994), abs=1e-4),
     }
-    assert found["overconfident"]["count"] == 1
-    assert found["ends"]["count"] == 3
-    assert found["repeats"]["count"] == 0
-    assert found["keeps_content"]["count"] == 3  # the right first sentence is 'x'
-    assert (found["preferred"]["count"], found["preferred"]["of"]) == (1, 3)  # a tie is no hit
-    assert found["words"] == (6 + 1 + 4 + 1) / 4
-    assert found["gold"] == pytest.approx((1 + (-0.5 - 1) - 1 + 0) / 4)
-    assert found["score"] is None
+    assert summary["overconfident"]["count"] == 1
+    assert summary["ends"]["count"] == 3
+    assert summary["repeats"]["count"] == 0
+    assert summary["keeps_content"]["count"] == 3  # the right first sentence is 'x'
+    assert (summary["preferred"]["count"], summary["preferred"]["of"]) == (1, 3)  # a tie is no hit
+    assert summary["words"] == (6 + 1 + 4 + 1) / 4
+    assert summary["gold"] == pytest.approx((1 + (-0.5 - 1) - 1 + 0) / 4)
+    assert summary["score"] is None
 
 
 def test_the_comparison_by_hand() -> None:
     before = said(CURT, CURT, CURT, CAUTIOUS, margins=[0.0, 5.0, None, 1.0])
     after = said(CAUTIOUS, CAUTIOUS, CURT, SURE, margins=[1.0, 4.0, 1.0, 2.0])
-    found = compare(before, after)
-    assert (found["cautious"]["gained"], found["cautious"]["lost"]) == (2, 1)
-    rate = found["win_rate"]["gold"]
+    comparison = compare(before, after)
+    assert (comparison["cautious"]["gained"], comparison["cautious"]["lost"]) == (2, 1)
+    rate = comparison["win_rate"]["gold"]
     assert (rate["wins"], rate["ties"], rate["losses"], rate["rate"]) == (2, 1, 1, 0.625)
-    assert (found["implicit"]["count"], found["implicit"]["of"]) == (2, 3)
-    assert set(found["win_rate"]) == {"gold"}
+    assert (comparison["implicit"]["count"], comparison["implicit"]["of"]) == (2, 3)
+    assert set(comparison["win_rate"]) == {"gold"}
     scored = [
-        [OpenAnswer(a.asked, a.written, True, None, s) for a, s in zip(own, scores, strict=True)]
-        for own, scores in ((before, [1.0, 1.0, 1.0, 1.0]), (after, [2.0, 0.0, 2.0, 2.0]))
+        [
+            OpenAnswer(a.source, a.written, True, None, s)
+            for a, s in zip(answers, scores, strict=True)
+        ]
+        for answers, scores in ((before, [1.0, 1.0, 1.0, 1.0]), (after, [2.0, 0.0, 2.0, 2.0]))
     ]
     assert compare(*scored)["win_rate"]["reward"]["wins"] == 3
     assert compare(scored[0], after)["win_rate"].keys() == {"gold"}
 
 
 def test_a_progression_compares_each_with_all_before_it() -> None:
-    found = progression({"base": said(CURT), "sft": said(CURT), "dpo": said(CAUTIOUS)})
-    assert [list(result["against"]) for result in found.values()] == [[], ["base"], ["base", "sft"]]
-    assert found["dpo"]["against"]["sft"]["win_rate"]["gold"]["rate"] == 1
-    assert found["sft"]["against"]["base"]["win_rate"]["gold"]["rate"] == 0.5
+    results = progression({"base": said(CURT), "sft": said(CURT), "dpo": said(CAUTIOUS)})
+    assert [list(result["against"]) for result in results.values()] == [
+        [],
+        ["base"],
+        ["base", "sft"],
+    ]
+    assert results["dpo"]["against"]["sft"]["win_rate"]["gold"]["rate"] == 1
+    assert results["sft"]["against"]["base"]["win_rate"]["gold"]["rate"] == 0.5
 
 
 def test_an_answer_is_what_plain_transformers_writes(policy: Policy, prompts: OpenPrompts) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     for one in by(policy, prompts)[:3]:
-        ids = renderer.prompt(one.asked.prompt.messages)
+        ids = renderer.prompt(one.source.prompt.messages)
         with policy.generating() as network, torch.no_grad():
             options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
             new = network.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
@@ -130,15 +137,15 @@ def test_an_answer_is_what_plain_transformers_writes(policy: Policy, prompts: Op
 def test_a_margin_is_the_difference_of_summed_logps(policy: Policy, prompts: OpenPrompts) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     one = by(policy, prompts)[0]
-    assert one.asked.pair is not None
-    (tree,) = renderer.pair(one.asked.pair).trees
+    assert one.source.pair is not None
+    (tree,) = renderer.pair(one.source.pair).trees
     logps = []
     with policy.generating() as network, torch.no_grad():
         for completion in tree.completions:
             ids = torch.tensor([tree.prompt + completion.ids])
             table = network(ids).logits[0, :-1].log_softmax(-1)
-            own = table.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
-            logps.append(float(own.sum()))
+            picked = table.gather(-1, ids[0, 1:, None])[len(tree.prompt) - 1 :]
+            logps.append(float(picked.sum()))
     assert one.margin == pytest.approx(logps[0] - logps[1], abs=1e-4)
 
 
@@ -149,10 +156,10 @@ def test_a_score_is_read_at_the_end_of_the_answers_turn(
     head = torch.randn(policy.model.config.hidden_size, generator=torch.manual_seed(1))
     answers = by(policy, prompts)
     assert all(one.score is None for one in answers)
-    found = scored(answers, RewardModel({}, head), policy, CPU, 60)
-    assert [one.written for one in found] == [one.written for one in answers]
-    for one in found[:3]:
-        ids = renderer.prompt(one.asked.prompt.messages)
+    with_scores = scored(answers, RewardModel({}, head), policy, CPU, 60)
+    assert [one.written for one in with_scores] == [one.written for one in answers]
+    for one in with_scores[:3]:
+        ids = renderer.prompt(one.source.prompt.messages)
         ids += policy.tokenizer(one.written, add_special_tokens=False)["input_ids"]
         ids.append(renderer.turn_end[1])
         with policy.generating() as network, torch.no_grad():
@@ -205,12 +212,12 @@ def test_a_scorer_of_the_users_stands_beside_the_rules(
     lengths = [len(one.written) + 1 for one in interview.answers["two"]]
     assert [one.scores[name] for one in interview.answers["two"]] == lengths
     interview.score(RewardModel({}, torch.ones(policy.model.config.hidden_size)), policy)
-    found = progression(interview.answers)
-    assert found["one"]["summary"]["scores"] == {name: sum(lengths) / len(lengths)}
-    assert of_open(found["one"]["summary"])[name] == sum(lengths) / len(lengths)
+    results = progression(interview.answers)
+    assert results["one"]["summary"]["scores"] == {name: sum(lengths) / len(lengths)}
+    assert of_open(results["one"]["summary"])[name] == sum(lengths) / len(lengths)
     assert "scores" not in of_open(summarise(said(CURT)))
-    assert found["two"]["against"]["one"]["win_rate"].keys() == {"gold", "reward", name}
-    assert found["two"]["against"]["one"]["win_rate"][name]["ties"] == len(lengths)
+    assert results["two"]["against"]["one"]["win_rate"].keys() == {"gold", "reward", name}
+    assert results["two"]["against"]["one"]["win_rate"][name]["ties"] == len(lengths)
     interview.write(tmp_path)
     with (tmp_path / "side_by_side.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -234,17 +241,17 @@ def pair(prompt: Any, chosen: str = "a", rejected: str = "b") -> dict[str, Any]:
 def test_prompts_come_from_pairs_or_prompts_alone_and_are_asked_once(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     rows = [pair("p"), pair("p", "c"), {"prompt": "q"}, {"prompt": turns}]
-    found = load_prompts(open_benchmark(f"benchmark.path={write(tmp_path / 'x.jsonl', rows)}"))
-    assert [prompt_text(a.prompt) for a in found.asked] == ["p", "q", "system: s\nu"]
+    prompts = load_prompts(open_benchmark(f"benchmark.path={write(tmp_path / 'x.jsonl', rows)}"))
+    assert [prompt_text(a.prompt) for a in prompts.rows] == ["p", "q", "system: s\nu"]
     where = f"{tmp_path / 'x.jsonl'}, line 1"
-    assert found.asked[0].pair == Pair((Message("user", "p"),), "a", "b", where)
-    assert found.asked[1].pair is found.asked[1].prompt.right is None
+    assert prompts.rows[0].pair == Pair((Message("user", "p"),), "a", "b", where)
+    assert prompts.rows[1].pair is prompts.rows[1].prompt.right is None
 
 
 def test_bodinhos_prompts_are_those_of_the_split() -> None:
-    found = load_prompts(open_benchmark("benchmark.split=validation"))
+    prompts = load_prompts(open_benchmark("benchmark.split=validation"))
     held = {row["prompt"] for row in PAIRS["validation"]()}
-    assert {prompt_text(a.prompt) for a in found.asked} == held
+    assert {prompt_text(a.prompt) for a in prompts.rows} == held
     with pytest.raises(BadInput, match="bodinho has no split general there"):
         load_prompts(open_benchmark("benchmark.split=general"))
 
@@ -262,27 +269,27 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_line(
 def test_a_run_asks_what_it_holds_out(policy: Policy, stages: str, tmp_path: Path) -> None:
     renderer = Renderer(policy.tokenizer, policy.context)
     words = (stages, "ppo.reward=drbode.data.answers:gold_score") if "ppo" in stages else (stages,)
-    own = open_prompts(settings(*words, "open.prompts=20"), renderer)
-    assert own is not None
+    prompts = open_prompts(settings(*words, "open.prompts=20"), renderer)
+    assert prompts is not None
     test = {row["prompt"] for row in PAIRS["test"]()}
-    assert len(own.asked) == 20
-    assert {prompt_text(a.prompt) for a in own.asked} <= test
+    assert len(prompts.rows) == 20
+    assert {prompt_text(a.prompt) for a in prompts.rows} <= test
 
     stage: Any = "ppo" if "ppo" in stages else "dpo"
     rows = [pair(f"p{n}") for n in range(10)] + [pair("dengue " * 2100 + str(n)) for n in range(10)]
     path = write(tmp_path / "x.jsonl", rows)
     words = (*words, f"{stage}.data.path={path}", f"{stage}.data.validation_share=0.5")
     run = settings(*words)
-    found = open_prompts(run, renderer)
-    assert found is not None
+    prompts = open_prompts(run, renderer)
+    assert prompts is not None
     trained, held = read_rows(
         "pair", prompt_columns("prompt"), stage, run.stage(stage), run.seed, "default"
     )
-    asked_of = {prompt_text(a.prompt) for a in found.asked}
-    assert asked_of <= {row["prompt"] for _, row in held}
-    assert not asked_of & {row["prompt"] for _, row in trained}
-    assert len(asked_of) + found.left_out == len(held)
-    assert found.left_out == sum(len(row["prompt"]) > 9 for _, row in held) > 0
+    texts = {prompt_text(a.prompt) for a in prompts.rows}
+    assert texts <= {row["prompt"] for _, row in held}
+    assert not texts & {row["prompt"] for _, row in trained}
+    assert len(texts) + prompts.left_out == len(held)
+    assert prompts.left_out == sum(len(row["prompt"]) > 9 for _, row in held) > 0
 
 
 def test_a_run_without_preferences_or_rows_held_out_asks_nothing(

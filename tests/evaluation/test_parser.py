@@ -489,7 +489,7 @@ STATED: dict[str | None, list[str]] = {
 
 
 @pytest.mark.parametrize(
-    ("text", "letter"), [(text, letter) for letter, own in STATED.items() for text in own]
+    ("text", "letter"), [(text, letter) for letter, texts in STATED.items() for text in texts]
 )
 def test_an_answer_states_its_letter_or_none(text: str, letter: str | None) -> None:
     assert stated_letter(text, NEUTRAL) == letter
@@ -502,7 +502,7 @@ def test_an_answer_to_a_question_states_its_letter_or_none(answer: dict[str, Any
 
 def test_there_are_many_of_every_kind() -> None:
     assert sum(map(len, STATED.values())) > 300
-    assert all(len(own) > 10 for own in STATED.values())
+    assert all(len(texts) > 10 for texts in STATED.values())
     assert len(ANSWERS) >= 200
     assert sum(answer["states"] is None for answer in ANSWERS) >= 50
     assert {answer["states"] for answer in ANSWERS} >= set("ABCDEFGHIJ")

@@ -13,7 +13,7 @@ from drbode.config import (
     names,
 )
 from drbode.data.prompts import Renderer
-from drbode.evaluation import benchmarks, open_answers
+from drbode.evaluation import benchmarks
 from drbode.models.base import Policy, load_policy
 from drbode.models.machine import Machine
 from tests.conftest import settings
@@ -39,7 +39,7 @@ def test_each_protocol_has_its_yaml_and_answers_on_the_shipped_model(
     assert benchmark.protocol == protocol
     traits = benchmark.traits
     loaded = load_function(traits.load, "", "")(benchmark, "default", "benchmark.path")
-    rows = loaded.asked if isinstance(loaded, open_answers.OpenPrompts) else loaded.rows
+    rows = loaded.rows
     assert len(rows) == 3
     renderer = Renderer(policy.tokenizer, policy.context)
     answers = load_function(traits.function, "", "")(policy, renderer, rows, benchmark, CPU)

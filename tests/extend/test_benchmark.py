@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import NO_GENERAL
+from tests.extend.readme import block, command
 
 YAML = """
 defaults: [alternatives, _self_]
@@ -141,3 +142,22 @@ def test_open_answers_of_a_run_get_a_score_of_ones_own_beside_the_rules(folder: 
     with (run / "open" / "side_by_side.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [float(row["dpo, capitals:brevity"]) for row in table] == scores
+
+
+def test_the_readmes_benchmark_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "my_conf" / "benchmark").mkdir(parents=True)
+    name = "my_conf/benchmark/short.yaml"
+    (tmp_path / name).write_text(block(name))
+    (tmp_path / "my_benchmark.py").write_text(block("my_benchmark.py"))
+    rows = [{"prompt": f"Dengue {n}?", "reference": "Aedes aegypti"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [word for word in command("benchmark=short") if not word.startswith("model.path")]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "benchmark.max_new_tokens=4", "trainer.threads=1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my_benchmark:one_word" in done.stdout

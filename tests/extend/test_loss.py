@@ -15,13 +15,9 @@ import pytest
 from drbode import config, train
 from drbode.config import BadInput
 from tests.conftest import NO_GENERAL
+from tests.extend.readme import block
 
-# Identity preference optimisation with a target of one's own for the mean margin.
-SOURCE = '''
-def squared(pairs, beta, target=1.0):
-    """(beta x mean margin - target)^2, of each pair."""
-    return (beta * pairs.mean_margin - target) ** 2
-'''
+SOURCE = block("my_losses.py")
 QUICK = [
     *NO_GENERAL,
     "stages=dpo",
@@ -94,6 +90,30 @@ def test_a_mistake_is_one_sentence(words: list[str], expected: list[str]) -> Non
     with pytest.raises(BadInput) as caught:
         job(*words)
     for word in expected:
+        assert word in str(caught.value)
+    assert not list(Path().glob("outputs/*/record.json"))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("pairs.margin.mean()", ["gave [] for three pairs", "one value for each pair"]),
+        ("pairs.margin.sum()[None]", ["gave [1] for three pairs"]),
+        ("0.5", ["gave float for three pairs"]),
+        ("None", ["gave NoneType for three pairs"]),
+        ("pairs.margin.detach()", ["do not depend on the policy's logps"]),
+        ("pairs.margin / 0 * 0", ["nan", "finite numbers"]),
+        ("pairs.chosen", ["raised AttributeError", "my_losses.py line 3", "Pairs"]),
+    ],
+)
+def test_what_is_no_loss_of_each_pair_is_refused_before_training(
+    body: str, expected: list[str]
+) -> None:
+    """A mean, as PyTorch's own losses take, would be divided by the number of pairs twice."""
+    Path("my_losses.py").write_text(SOURCE.replace(SOURCE.split("return ")[1].strip(), body))
+    with pytest.raises(BadInput) as caught:
+        job()
+    for word in ["dpo.loss: my_losses:squared", *expected]:
         assert word in str(caught.value)
     assert not list(Path().glob("outputs/*/record.json"))
 

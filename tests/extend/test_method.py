@@ -14,17 +14,9 @@ import pytest
 from peft import AutoPeftModelForCausalLM, VeraConfig
 
 from tests.conftest import NO_GENERAL
+from tests.extend.readme import block, command
 
-VERA = """\
-# @package _global_
-# VeRA (Kopiczko et al. 2024): vectors that scale shared random projections.
-method: peft
-peft:
-  type: VERA
-  options: {r: 16}
-sft:
-  learning_rate: 2.0e-2
-"""
+VERA = block("my_conf/method/vera.yaml")  # Kopiczko et al. 2024: vectors scale shared matrices
 
 QUICK = [
     *("sft.steps=2", "sft.data.rows=40", "benchmark.questions=5", *NO_GENERAL),
@@ -50,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_file_in_a_folder_of_ones_own_is_a_method(folder: Path) -> None:
-    done = train(folder, "--config-dir", "my_conf", "method=vera", "peft.options.r=8", *QUICK)
+    words = command("method=vera")[1:]
+    done = train(folder, *words, "peft.options.r=8", *QUICK)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "outputs").glob("peft-vera-sft-*")
     record = json.loads((run / "record.json").read_text())

@@ -153,7 +153,7 @@ def test_without_trees_it_raises() -> None:
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
-@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux"])
+@pytest.mark.parametrize("name", ["position_bias", "indexer_scores"])
 def test_what_it_does_not_know_of_attention_is_refused(name: str, backend: str) -> None:
     attention = {"sdpa": tree_attention_sdpa, "flex": tree_attention_flex}[backend]
     module = torch.nn.Module()
@@ -168,11 +168,13 @@ def test_what_it_does_not_know_of_attention_is_refused(name: str, backend: str) 
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
-def test_a_network_with_a_window_is_refused(backend: str) -> None:
-    policy = Policy(tiny("qwen3"), None, backend)
-    policy.model.base_model.layers[1].self_attn.sliding_window = 4
-    with torch.no_grad(), pytest.raises(ValueError, match="sliding_window"):
-        policy.hidden(pack(forest()))
+def test_a_window_that_is_not_causal_is_refused(backend: str) -> None:
+    policy = Policy(tiny("bert"), None, backend)
+    attention = {"sdpa": tree_attention_sdpa, "flex": tree_attention_flex}[backend]
+    query = torch.randn(1, 2, 4, 16)
+    module = policy.model.bert.encoder.layer[0].attention.self
+    with pytest.raises(ValueError, match="sliding_window in decoders only"):
+        attention(module, query, query, query, None, layout=((0, 4),), sliding_window=2)
 
 
 def test_batched_generation_equals_single(family: str) -> None:

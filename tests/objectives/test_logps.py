@@ -57,9 +57,24 @@ def test_equals_log_softmax_with_its_gradients(trained_head: bool, bias: bool) -
 
 
 @pytest.mark.parametrize("trained_head", [False, True])
-def test_gradcheck_in_float64(trained_head: bool) -> None:
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.3, None), (1.0, 1.5), (2.0, 0.7)])
+def test_gradcheck_in_float64(trained_head: bool, scale: float, cap: float | None) -> None:
     hidden, head, targets, offset = case(tokens=19, trained_head=trained_head, bias=True)
-    assert torch.autograd.gradcheck(token_logps, (hidden, head, targets, offset))
+    assert torch.autograd.gradcheck(
+        lambda *tensors: token_logps(*tensors, scale=scale, cap=cap),
+        (hidden, head, targets, offset),
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_are_scaled_and_then_capped(bias: bool) -> None:
+    hidden, head, targets, offset = case(bias=bias)
+    logits = 2.5 * (hidden @ head.T + (0 if offset is None else offset))
+    expected = (3 * torch.tanh(logits / 3)).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    assert logits.abs().max() > 3
+    torch.testing.assert_close(
+        token_logps(hidden, head, targets, offset, scale=2.5, cap=3.0), expected
+    )
 
 
 def test_bf16_stays_near_fp32() -> None:

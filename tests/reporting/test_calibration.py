@@ -17,11 +17,11 @@ ARM, TABLES = 5, 600
 
 @pytest.fixture(scope="module")
 def runs() -> list[RunRecord]:
-    found, complaints = read_runs(record_files(RECORDS))
+    runs, complaints = read_runs(record_files(RECORDS))
     assert not complaints
-    assert len({run.variant for run in found}) == 1
-    assert len({run.seed for run in found}) == len(found) >= 20
-    return found
+    assert len({run.variant for run in runs}) == 1
+    assert len({run.seed for run in runs}) == len(runs) >= 20
+    return runs
 
 
 def declared(runs: list[RunRecord], shift: float) -> float:

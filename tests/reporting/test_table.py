@@ -164,9 +164,9 @@ def test_the_notes_say_what_the_table_could_see(study: Path) -> None:
     assert "Seeds 0, 1, 2, 3, 4; questions 200" in notes
     assert "spreads over its 5 seeds by 1.6" in notes  # of 70, 72, 74, 71 and 73
     assert "Holm over 3 rows" in notes
-    found = re.search(r"80 % power to see a difference of (\d+\.\d)", notes)
-    assert found is not None
-    assert 1 < float(found[1]) < 6
+    match = re.search(r"80 % power to see a difference of (\d+\.\d)", notes)
+    assert match is not None
+    assert 1 < float(match[1]) < 6
 
 
 def test_accuracy_on_questions_not_trained_on_has_its_column(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_run_that_ends_in_a_reward_model_shows_the_accuracy_on_the_benchmark(
     """And that of the reward model, on pairs, under another name."""
     for seed, accuracy in enumerate((0.55, 0.6)):
         data = record([f"seed={seed}"], accuracy)
-        own = {"measures": {"accuracy": 1.0, "calibration_error": 0.01}, "validation_loss": 0.1}
-        data["stages"]["reward"] = data["stages"]["sft"] | own
+        reward = {"measures": {"accuracy": 1.0, "calibration_error": 0.01}, "validation_loss": 0.1}
+        data["stages"]["reward"] = data["stages"]["sft"] | reward
         data["config"] |= {"stages": ["sft", "reward"], "reward": data["config"]["sft"]}
         store(tmp_path, f"run-{seed}", with_measures(data))
     table = table_of(tmp_path)
@@ -350,7 +350,7 @@ def test_figures_follow_what_was_swept(tmp_path: Path) -> None:
 
 def test_wandb_gets_a_summary_run_that_can_be_read_back(study: Path) -> None:
     words = [str(study), "logger=wandb", "wandb.group=a-group"]
-    done = door("report", *words, cwd=study)  # whose end is the end of W&B's own process
+    done = door("report", *words, cwd=study)  # whose end is the end of W&B's process
     assert done.returncode == 0, done.stderr
     folder = study / "report"
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -377,19 +377,21 @@ def test_seconds_hold_what_it_took_to_measure_rows_for_their_choice(tmp_path: Pa
     assert seconds == {"sft.curation=random": [14.0], "sft.curation=limo": [18.5]}
 
 
-@pytest.mark.parametrize("asked", ["mlm.nsp=false", "sft.learning_rate=0.001 mlm.nsp=False"])
-def test_a_baseline_is_found_however_its_values_are_written(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize("baseline", ["mlm.nsp=false", "sft.learning_rate=0.001 mlm.nsp=False"])
+def test_a_baseline_is_found_however_its_values_are_written(tmp_path: Path, baseline: str) -> None:
     for rate in ("1e-3", "1e-4"):
         for nsp in ("False", "true"):
             words = [f"sft.learning_rate={rate}", f"mlm.nsp={nsp}", "seed=0"]
             data = record(words, 0.5)
             data["config"]["mlm"] = {"nsp": nsp == "true"}
             store(tmp_path, f"{rate}-{nsp}", data)
-    if "sft" in asked:
-        assert table_of(tmp_path, baseline=asked).baseline == "sft.learning_rate=1e-3 mlm.nsp=False"
+    if "sft" in baseline:
+        assert (
+            table_of(tmp_path, baseline=baseline).baseline == "sft.learning_rate=1e-3 mlm.nsp=False"
+        )
     else:
         with pytest.raises(BadInput, match="several variants have mlm"):
-            table_of(tmp_path, baseline=asked)
+            table_of(tmp_path, baseline=baseline)
 
 
 @pytest.mark.parametrize(
