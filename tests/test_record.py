@@ -40,10 +40,10 @@ def test_a_run_that_ends_badly_says_so_and_keeps_what_it_had(
 
     with pytest.raises(type(error)):
         goes_wrong()
-    found = record.read_record(tmp_path / "a")
-    assert found is not None
-    assert found.status == status
-    assert found.stages == {"sft": stage_record()}
+    left = record.read_record(tmp_path / "a")
+    assert left is not None
+    assert left.status == status
+    assert left.stages == {"sft": stage_record()}
     with record.open_run(tmp_path / "a", {}, []) as run:
         assert run.record.stages == {"sft": stage_record()}
         assert run.record.error is None
@@ -120,8 +120,8 @@ def whole_record() -> Record:
     )
     against = {"all": {"difference": 0.1}}
     after = replace(measured, against_base=against, against_before=against)
-    own = {"measures": {"kl": 2.0}, "validation_loss": 1.5}
-    stage = replace(stage_record(), **asdict(after) | own)
+    of_stage = {"measures": {"kl": 2.0}, "validation_loss": 1.5}
+    stage = replace(stage_record(), **asdict(after) | of_stage)
     reward = replace(stage, summary=summary | {"accuracy": 0.4}, measures={"accuracy": 1.0})
     return Record(
         name="a",
@@ -165,7 +165,7 @@ def test_a_record_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
 
 
 def test_measures_are_flat_and_say_whose_they_are() -> None:
-    found = record.measures_of(whole_record())
+    measures = record.measures_of(whole_record())
     expected = {
         "base/accuracy": 0.5,
         "base/accuracy/fáceis": 0.75,
@@ -185,9 +185,9 @@ def test_measures_are_flat_and_say_whose_they_are() -> None:
         "run/tokens_per_second": 30.0,
         "run/trainable_parameters": 7.0,
     }
-    assert expected.items() <= found.items()
-    assert "dpo/proxy" not in found  # which was not measured
-    last = record.measured_last(found)
+    assert expected.items() <= measures.items()
+    assert "dpo/proxy" not in measures  # which was not measured
+    last = record.measured_last(measures)
     assert (last["accuracy"], last["validation/accuracy"], last["validation/kl"]) == (0.4, 1.0, 2.0)
     assert (last["seconds"], last["reward/validation/loss"]) == (4.0, 1.5)
     assert "dpo/validation/loss" not in last
@@ -196,30 +196,30 @@ def test_measures_are_flat_and_say_whose_they_are() -> None:
 def test_an_evaluation_has_its_measures_by_the_names_of_its_models() -> None:
     summary = {"accuracy": 0.5, "parts": {}}
     closed = Record(result={"summary": summary, "cost": {"tokens_per_question": 9}, "seconds": 3.0})
-    found = record.measures_of(closed)
-    assert found == {"run/seconds": 3.0, "model/accuracy": 0.5, "model/tokens_per_question": 9.0}
+    measures = record.measures_of(closed)
+    assert measures == {"run/seconds": 3.0, "model/accuracy": 0.5, "model/tokens_per_question": 9.0}
     answers = {"sft": {"summary": {"prompts": 4, "gold": -1.0, "cautious": {"share": 0.5}}}}
-    found = record.measures_of(Record(result={"open": answers, "seconds": 3.0}))
-    assert found == {"run/seconds": 3.0, "sft/gold": -1.0, "sft/cautious": 0.5}
+    measures = record.measures_of(Record(result={"open": answers, "seconds": 3.0}))
+    assert measures == {"run/seconds": 3.0, "sft/gold": -1.0, "sft/cautious": 0.5}
 
 
 @pytest.mark.parametrize("path", OLD, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
 def test_every_record_that_was_ever_published_is_read(path: Path) -> None:
     data = json.loads(path.read_text())
-    found = record.load_record(path, "")
-    assert found.schema == record.SCHEMA
+    read = record.load_record(path, "")
+    assert read.schema == record.SCHEMA
     for name, stage in data["stages"].items():
-        assert found.measures[f"{name}/accuracy"] == stage["summary"]["accuracy"]
-        assert found.stages[name].steps == stage["steps"]
-        assert found.stages[name].open == stage.get("open")
-        assert found.data is not None
+        assert read.measures[f"{name}/accuracy"] == stage["summary"]["accuracy"]
+        assert read.stages[name].steps == stage["steps"]
+        assert read.stages[name].open == stage.get("open")
+        assert read.data is not None
         ledgers = data["data"][name]
-        assert found.data.stages[name] == {n: ledgers[n] for n in ("train", "validation")}
-        assert found.data.curation == ledgers.get("curation") or name != "sft"
-    assert found.config == data["config"]
-    assert found.overrides == data["overrides"]
-    again = record.from_json(record.upgraded(json.loads(json.dumps(asdict(found)))))
-    assert again == found
+        assert read.data.stages[name] == {n: ledgers[n] for n in ("train", "validation")}
+        assert read.data.curation == ledgers.get("curation") or name != "sft"
+    assert read.config == data["config"]
+    assert read.overrides == data["overrides"]
+    again = record.from_json(record.upgraded(json.loads(json.dumps(asdict(read)))))
+    assert again == read
 
 
 def test_what_ppo_asked_of_the_benchmark_is_told_from_what_it_optimised() -> None:
@@ -272,7 +272,7 @@ def test_a_run_records_the_functions_that_it_called(
 
 def test_a_job_that_failed_early_has_a_record(tmp_path: Path) -> None:
     record.write_failed(tmp_path / "a", ["seed=-1"], BadInput("seed: expected"))
-    found = record.read_record(tmp_path / "a")
-    assert found is not None
-    assert (found.status, found.config, found.stages) == ("failed", {}, {})
-    assert found.error == "BadInput: seed: expected"
+    left = record.read_record(tmp_path / "a")
+    assert left is not None
+    assert (left.status, left.config, left.stages) == ("failed", {}, {})
+    assert left.error == "BadInput: seed: expected"

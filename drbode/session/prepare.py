@@ -52,7 +52,7 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
     _refuse_other_method(config)
     benchmark = load_benchmark(config.benchmark, config.data.conditions)
     check = Check(benchmark.rows, config.contamination.action)
-    curation = {stage: Curation(own, config.seed) for stage, own in _curated(blocks).items()}
+    curation = {stage: Curation(block, config.seed) for stage, block in _curated(blocks).items()}
     splits = _rows(config, blocks, check, curation, cache_of(run))
     _refuse_contaminated(check, run.folder)
     policy = load(config, machine, quantized=config.traits.quantizes)
@@ -133,7 +133,9 @@ def _refuse_other_method(config: TrainConfig) -> None:
 
 def _curated(blocks: Mapping[Stage, StageConfig]) -> dict[Stage, SftConfig]:
     """The stages whose rows are chosen from more."""
-    return {s: own for s, own in blocks.items() if isinstance(own, SftConfig) and own.curates}
+    return {
+        s: block for s, block in blocks.items() if isinstance(block, SftConfig) and block.curates
+    }
 
 
 def _rows(

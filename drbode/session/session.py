@@ -88,7 +88,7 @@ class Session:
             self.policy.load_state(state)
 
     def restore(self, stage: Stage) -> None:
-        """Puts the policy where this run's own stage, which is done, left it."""
+        """Puts the policy where a stage of this run that is done left it."""
         self.reward = restore_stage(self.policy, self.checkpoints(stage)) or self.reward
         self.steps += self.run.record.stages[stage].steps
         self._ask(stage)

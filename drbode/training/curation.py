@@ -25,9 +25,9 @@ def difficulty(
     owners: list[int] = []  # of each tree its row
 
     def trees() -> Iterator[Tree]:
-        for number, own in enumerate(rows):
-            owners.extend([number] * len(own))
-            yield from own
+        for number, trees_of_row in enumerate(rows):
+            owners.extend([number] * len(trees_of_row))
+            yield from trees_of_row
 
     losses: list[float] = []
     missed: list[int] = []
@@ -42,10 +42,10 @@ def difficulty(
             lengths += batch.lengths().tolist()
     return [
         Difficulty(
-            sum(losses[i] for i in own) / sum(lengths[i] for i in own),
-            not any(missed[i] for i in own),
+            sum(losses[i] for i in members) / sum(lengths[i] for i in members),
+            not any(missed[i] for i in members),
         )
-        for own in _of_rows(owners)
+        for members in _of_rows(owners)
     ]
 
 
@@ -58,11 +58,11 @@ def _most_probable(policy: Policy, states: Tensor) -> Tensor:
 
 def _of_rows(owners: Sequence[int]) -> Iterator[list[int]]:
     """The numbers of each row's trees; every row has one."""
-    own: list[int] = []
+    members: list[int] = []
     for tree, row in enumerate(owners):
-        if own and row != owners[tree - 1]:
-            yield own
-            own = []
-        own.append(tree)
-    if own:
-        yield own
+        if members and row != owners[tree - 1]:
+            yield members
+            members = []
+        members.append(tree)
+    if members:
+        yield members

@@ -13,11 +13,11 @@ from drbode.training.callbacks import CsvLogger
 
 @contextmanager
 def open_loggers(
-    folder: Path, wandb_config: WandbConfig, asked: Mapping[str, Any]
+    folder: Path, wandb_config: WandbConfig, settings_tree: Mapping[str, Any]
 ) -> Iterator[list[Logger]]:
     """The loggers of a run; each run has a W&B run of its own, also within one process.
 
-    `asked` is the config that W&B shows beside the run, and can group and filter runs by.
+    `settings_tree` is the config that W&B shows beside the run, and can group and filter runs by.
     """
     loggers: list[Logger] = [CsvLogger(folder / "metrics.csv")]
     if wandb_config.mode == "disabled":
@@ -31,7 +31,7 @@ def open_loggers(
         project=wandb_config.project,
         group=wandb_config.group,
         name=folder.name,
-        config=dict(asked),
+        config=dict(settings_tree),
         reinit="create_new",
         settings=settings,
     )

@@ -35,21 +35,21 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
     tmp_path: Path,
 ) -> None:
     plain = tiny("qwen3")
-    own = written(plain, [5, 6, 7], 4)
-    wrong = [*own[:2], (own[2] + 1) % 97, own[3]]
+    answer = written(plain, [5, 6, 7], 4)
+    wrong = [*answer[:2], (answer[2] + 1) % 97, answer[3]]
     rows = [
-        [tree([5, 6, 7], own)],
+        [tree([5, 6, 7], answer)],
         [tree([5, 6, 7], wrong)],
-        [tree([5, 6, 7], own), tree([8, 9], [3, 4])],
-        [tree([5, 6], [7, *own], learned=4)],
+        [tree([5, 6, 7], answer), tree([8, 9], [3, 4])],
+        [tree([5, 6], [7, *answer], learned=4)],
     ]
     policy = Policy(tiny("qwen3"), words())
     wrap(policy, settings("lora.dropout=0.5").tuning())
     policy.network.train()
     machine = run_context(tmp_path).machine
-    found = difficulty(policy, iter(rows), 4096, machine)
-    assert [one.answered for one in found] == [True, False, False, True]
-    for row, one in zip(rows, found, strict=True):
+    measured = difficulty(policy, iter(rows), 4096, machine)
+    assert [one.answered for one in measured] == [True, False, False, True]
+    for row, one in zip(rows, measured, strict=True):
         losses = []
         for prompt, (completion,), _ in row:
             ids = torch.tensor([[*prompt, *completion.ids]])
@@ -60,11 +60,11 @@ def test_difficulty_is_the_mean_loss_and_whether_the_model_writes_the_answer(
         assert one.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     for parameter in policy.trainable().values():  # now dropout would show
         parameter.normal_(std=0.1)
-    found = difficulty(policy, iter(rows), 4096, machine)
-    assert found == difficulty(policy, iter(rows), 4096, machine)
+    measured = difficulty(policy, iter(rows), 4096, machine)
+    assert measured == difficulty(policy, iter(rows), 4096, machine)
     assert policy.network.training  # as it was
     apart = difficulty(policy, iter(rows), 1, machine)
-    assert [one.loss for one in apart] == pytest.approx([one.loss for one in found], abs=1e-5)
+    assert [one.loss for one in apart] == pytest.approx([one.loss for one in measured], abs=1e-5)
 
 
 @pytest.fixture

@@ -55,8 +55,8 @@ def pairs(count: int = 8) -> Split:
         return torch.randint(least, most + 1, (n,), generator=drawn).tolist()
 
     def side(least: int, most: int) -> Completion:
-        own = [*ids(least, most), 1]
-        return Completion(own, [True] * len(own))
+        side_ids = [*ids(least, most), 1]
+        return Completion(side_ids, [True] * len(side_ids))
 
     return Split([Tree(ids(2, 9), [side(2, 6), side(5, 9)]) for _ in range(count)], Ledger())
 
@@ -174,14 +174,14 @@ def test_the_base_as_reference_is_another_one_after_sft(method: Method, tmp_path
     run(made, dpo_stage(steps=1, reference="base"), tmp_path / "dpo", base=base)
     loss = logged(tmp_path / "dpo", "train", "loss")[0][1]
     assert abs(loss - LN2) > 0.01
-    own = run_context(tmp_path / "dpo")
-    split = reference.with_reference(made, pairs(), 100, own.machine, own.cache, base)
+    context = run_context(tmp_path / "dpo")
+    split = reference.with_reference(made, pairs(), 100, context.machine, context.cache, base)
     batch = pack(pairs().trees)
     with torch.no_grad():
         untrained = policy(method)
         expected = batch.sums(untrained.logps(batch))
-    found = torch.tensor([logp for tree in split.trees for logp in tree.reference])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    logps = torch.tensor([logp for tree in split.trees for logp in tree.reference])
+    torch.testing.assert_close(logps, expected, atol=1e-4, rtol=0)
 
 
 def test_a_reference_is_paid_for_once_over_beta_and_anew_for_what_it_depends_on(
@@ -202,10 +202,10 @@ def test_a_reference_is_paid_for_once_over_beta_and_anew_for_what_it_depends_on(
 def test_a_reference_is_another_one_under_other_weights_or_for_other_pairs(
     passes: list[int], tmp_path: Path
 ) -> None:
-    own = run_context(tmp_path)
+    context = run_context(tmp_path)
 
     def refer(made: Policy, split: Split | None = None) -> None:
-        reference.with_reference(made, split or pairs(), 100, own.machine, own.cache)
+        reference.with_reference(made, split or pairs(), 100, context.machine, context.cache)
 
     moved, frozen = policy(), policy()
     next(iter(moved.trainable().values())).data += 0.1
@@ -228,9 +228,9 @@ def test_the_kl_is_estimated_on_held_out_prompts_where_asked(tmp_path: Path) -> 
     result = run(without, config, tmp_path / "0", pairs(6))
     assert "kl" not in result.measures
     result = run(few, replace(config, kl_prompts=3), tmp_path / "3", pairs(6))
-    found = dict(logged(tmp_path / "3", "validation", "kl"))
-    assert list(found) == [2, 4]
-    assert found[4] == result.measures["kl"] > 0.05
+    kls = dict(logged(tmp_path / "3", "validation", "kl"))
+    assert list(kls) == [2, 4]
+    assert kls[4] == result.measures["kl"] > 0.05
     for name, tensor in without.state().items():  # what is measured is without effect
         assert torch.equal(tensor, few.state()[name])
 

@@ -117,17 +117,17 @@ def table(folder: Path) -> list[dict[str, Any]]:
 
 def bare(config: PpoConfig, reward: Any, folder: Path) -> PPOModule:
     """The module without a trainer around it."""
-    own = run_context(folder)
+    context = run_context(folder)
     return PPOModule(
         policy(),
         "ppo",
         config,
         steps=1,
         step_offset=0,
-        machine=own.machine,
+        machine=context.machine,
         end=1,
         reward=reward,
-        probe=own.probe,
+        probe=context.probe,
         table=folder / "rollouts.jsonl",
     )
 
@@ -136,20 +136,20 @@ def test_the_first_minibatch_of_an_iteration_has_ratio_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In micro-batches unlike those that the old logps were computed in; dropout is off."""
-    found: list[tuple[int, float]] = []
+    ratios: list[tuple[int, float]] = []
     sums = PPOModule.sums
 
     def watched(self: PPOModule, minibatch: Any) -> Any:
         logps, _ = self.logps_and_values(minibatch.batch)
         ratio = (logps.detach() - minibatch.logps).exp()
-        found.append((self.progress.steps, float((ratio - 1).abs().max())))
+        ratios.append((self.progress.steps, float((ratio - 1).abs().max())))
         return sums(self, minibatch)
 
     monkeypatch.setattr(PPOModule, "sums", watched)
     result = run(policy(dropout=0.5), ppo_stage(global_batch_size=3), tmp_path)
     assert result.dropout == "off"
-    first = [off for step, off in found if step % 4 == 0]
-    later = [off for step, off in found if step % 4 != 0]
+    first = [off for step, off in ratios if step % 4 == 0]
+    later = [off for step, off in ratios if step % 4 != 0]
     assert len(first) >= 3
     assert max(first) < 1e-5 < 1e-3 < max(later)
 
@@ -226,9 +226,9 @@ def test_the_table_holds_every_rollout_as_the_function_scored_it(tmp_path: Path)
     assert [r["iteration"] for r in rows] == [n for n in range(3) for _ in range(6)]
     assert len(set(proxy)) > 1
     for n, mean in enumerate(proxy):
-        own = [r for r in rows if r["iteration"] == n]
-        scores = low([], [r["answer"] for r in own])
-        assert [r["proxy"] for r in own] == scores
+        of_iteration = [r for r in rows if r["iteration"] == n]
+        scores = low([], [r["answer"] for r in of_iteration])
+        assert [r["proxy"] for r in of_iteration] == scores
         assert mean == pytest.approx(sum(scores) / 6)
 
 
@@ -361,10 +361,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     with pytest.raises(RuntimeError, match="power"):
         run(policy(), LONG, tmp_path, prompts(6))
     made = policy()
-    found = run(made, LONG, tmp_path, prompts(6))
+    result = run(made, LONG, tmp_path, prompts(6))
     for name, tensor in straight.state().items():
         assert torch.equal(tensor, made.state()[name]), name
     assert table(tmp_path) == table(folder)
     assert metrics(tmp_path, "tokens_per_second") == metrics(folder, "tokens_per_second")
     for name in ("steps", "tokens", "train_loss", "validation_loss", "measures", "ended_by"):
-        assert getattr(found, name) == getattr(expected, name), name
+        assert getattr(result, name) == getattr(expected, name), name

@@ -39,7 +39,7 @@ adapted = AutoModelForSequenceClassification.from_pretrained(
 )
 adapted = PeftModel.from_pretrained(adapted, lora)
 whole = AutoModelForSequenceClassification.from_pretrained(full, dtype=torch.float32)
-found = {}
+scores = {}
 for name, model, folder in (("lora", adapted, lora), ("full", whole, full)):
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -47,9 +47,9 @@ for name, model, folder in (("lora", adapted, lora), ("full", whole, full)):
     with torch.no_grad():
         alone = [float(model(torch.tensor([ids])).logits) for ids in sequences]
         together = model(**batch).logits.flatten().tolist()
-    found[name] = [alone, together]
+    scores[name] = [alone, together]
 assert not any(name.startswith("drbode") for name in sys.modules)
-print(json.dumps(found))
+print(json.dumps(scores))
 """
 
 
@@ -146,16 +146,22 @@ def test_it_leaves_the_policy_alone_and_loads_in_plain_transformers_and_peft(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for method, found in json.loads(done.stdout.splitlines()[-1]).items():
-        for scores in found:
+    for method, pairs_of_scores in json.loads(done.stdout.splitlines()[-1]).items():
+        for scores in pairs_of_scores:
             assert scores == pytest.approx(expected[method], abs=1e-4), method
 
 
 def test_accuracy_and_calibration_by_hand(tmp_path: Path) -> None:
     """Confidence 0.88 and 0.62 in two right and one wrong preference."""
-    own = run_context(tmp_path)
+    context = run_context(tmp_path)
     made = RewardModule(
-        policy("lora"), "reward", reward_stage(), steps=1, step_offset=0, machine=own.machine, end=1
+        policy("lora"),
+        "reward",
+        reward_stage(),
+        steps=1,
+        step_offset=0,
+        machine=context.machine,
+        end=1,
     )
     made._calibrate(torch.tensor([2.0, 2.0, -2.0, 0.5]).sigmoid())
     sure, unsure = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))
@@ -166,12 +172,12 @@ def test_accuracy_and_calibration_by_hand(tmp_path: Path) -> None:
 def test_held_out_accuracy_counts_pairs_and_not_batches(tmp_path: Path) -> None:
     made = policy("lora")
     split = pairs(made, 5)
-    found = []
+    measures = []
     for budget in (10_000, 1):
-        own = policy("lora")
+        made = policy("lora")
         result, _ = run_stage(
             StageContext(
-                own,
+                made,
                 "reward",
                 reward_stage(max_tokens=budget, steps=1),
                 split,
@@ -181,9 +187,9 @@ def test_held_out_accuracy_counts_pairs_and_not_batches(tmp_path: Path) -> None:
                 step_offset=0,
             )
         )
-        found.append(result.measures)
-    assert found[0]["accuracy"] == pytest.approx(0.6)
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
+        measures.append(result.measures)
+    assert measures[0]["accuracy"] == pytest.approx(0.6)
+    assert measures[0] == pytest.approx(measures[1], abs=1e-5)
 
 
 def _swapped(tree: Tree) -> Tree:

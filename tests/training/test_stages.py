@@ -144,9 +144,9 @@ def test_resumed_equals_uninterrupted(
     left = sorted(path.name for path in (tmp_path / "resumed" / "checkpoints").glob("0*.ckpt"))
     assert left == ["000006.ckpt", "000009.ckpt"]
     again = policy(dropout=dropout)
-    found = run(again, stage, tmp_path / "resumed", split())
-    assert (found.steps, found.tokens) == (expected.steps, expected.tokens)
-    assert found.validation_loss == expected.validation_loss
+    result = run(again, stage, tmp_path / "resumed", split())
+    assert (result.steps, result.tokens) == (expected.steps, expected.tokens)
+    assert result.validation_loss == expected.validation_loss
     assert_same(straight, again, 0)
 
 

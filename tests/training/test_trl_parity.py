@@ -80,9 +80,9 @@ class Kept(Logger):
         """There are none."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        found = {n.removeprefix("sft/train/"): v for n, v in metrics.items() if "/train/" in n}
-        if found:
-            self.steps.append(found)
+        values = {n.removeprefix("sft/train/"): v for n, v in metrics.items() if "/train/" in n}
+        if values:
+            self.steps.append(values)
 
 
 @pytest.fixture(autouse=True)

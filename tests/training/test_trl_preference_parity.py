@@ -100,8 +100,8 @@ def pairs() -> list[Tree]:
         return [draw.randint(least, most) for _ in range(draw.randint(low, high))]
 
     def side(least: int, most: int) -> Completion:
-        own = ids(2, 25, least, most)
-        return Completion(own, [True] * len(own))
+        side = ids(2, 25, least, most)
+        return Completion(side, [True] * len(side))
 
     return [
         Tree(ids(1, 15, 2, 9), [side(2, 6), side(5, 9)]) for _ in range(STEPS * PAIRS_A_STEP // 2)
@@ -172,14 +172,14 @@ def adapted(network: nn.Module, config: PeftLora, tensors: dict[str, Tensor]) ->
 
 
 def assert_series(ours: Series, theirs: Series, names: dict[str, str], tolerance: float) -> None:
-    for own, their in names.items():
-        assert len(ours[own]) == len(theirs[their]) == STEPS
+    for name, their in names.items():
+        assert len(ours[name]) == len(theirs[their]) == STEPS
         torch.testing.assert_close(
-            torch.tensor(ours[own], dtype=torch.float64),
+            torch.tensor(ours[name], dtype=torch.float64),
             torch.tensor(theirs[their], dtype=torch.float64),
             atol=tolerance,
             rtol=0,
-            msg=lambda m, n=own: f"{n}: {m}",
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -234,7 +234,7 @@ def test_ten_steps_of_dpo_equal_trl(
         ),
         processing_class=words(),
     )
-    found = in_trl(trainer)
+    theirs = in_trl(trainer)
     rewards = {
         "reward_chosen": "rewards/chosen",
         "reward_rejected": "rewards/rejected",
@@ -242,9 +242,9 @@ def test_ten_steps_of_dpo_equal_trl(
     }
     for name in ("loss", *rewards):  # of the first step, where the weights are the same
         their = {"loss": "loss", **rewards}[name]
-        assert ours[name][0] == pytest.approx(found[their][0], abs=1e-5)
-    assert_series(ours, found, {"loss": "loss", **rewards, "grad_norm": "grad_norm"}, 1e-4)
-    assert_series(ours, found, {"reward_accuracy": "rewards/accuracies"}, 1e-6)
+        assert ours[name][0] == pytest.approx(theirs[their][0], abs=1e-5)
+    assert_series(ours, theirs, {"loss": "loss", **rewards, "grad_norm": "grad_norm"}, 1e-4)
+    assert_series(ours, theirs, {"reward_accuracy": "rewards/accuracies"}, 1e-6)
     # Were nothing learnt, agreement would say little.
     assert ours["reward_margin"][0] == pytest.approx(0, abs=1e-5)
     assert ours["reward_margin"][-1] > 0.5
@@ -294,15 +294,15 @@ def test_ten_steps_of_a_reward_model_equal_trl(
         ),
         processing_class=words(),
     )
-    found = in_trl(trainer)
+    theirs = in_trl(trainer)
     ours["mean"] = [
         (c + r) / 2 for c, r in zip(ours["score_chosen"], ours["score_rejected"], strict=True)
     ]
     ours["margin"] = [
         c - r for c, r in zip(ours["score_chosen"], ours["score_rejected"], strict=True)
     ]
-    assert_series(ours, found, {"loss": "loss", "mean": "mean_reward", "margin": "margin"}, 1e-5)
-    assert_series(ours, found, {"grad_norm": "grad_norm"}, 1e-4)
+    assert_series(ours, theirs, {"loss": "loss", "mean": "mean_reward", "margin": "margin"}, 1e-5)
+    assert_series(ours, theirs, {"grad_norm": "grad_norm"}, 1e-4)
     assert ours["loss"][0] == pytest.approx(0.693147, abs=1e-6)
     assert ours["loss"][-1] < 0.6
     their_end = {
