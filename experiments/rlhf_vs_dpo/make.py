@@ -1,4 +1,4 @@
-"""Gathers the runs of the study: their records, PPO's rollouts, a table and the figure of reward hacking.
+"""Gathers the runs of the study: records, rollouts of PPO, a table and the figure of hacking.
 
 python experiments/rlhf_vs_dpo/make.py RUNS [RUNS ...]
 """
