@@ -26,9 +26,7 @@ class StageTraits:
     reads: RowKind  # of training rows
     trains: ModelKind = "decoder"
     dropout: bool = True  # False: switched off; policy and reference differ by their weights alone
-    aligns: bool = (
-        False  # changes how the policy answers: open answers come before and after
-    )
+    aligns: bool = False  # changes how the policy answers: open answers come before and after
     samples: bool = False  # trains on answers that it samples: leaves rollouts beside its weights
     scores: bool = False  # has its answers scored, by a reward model or a function
     leaves: Literal["policy", "reward model"] = "policy"  # beside a reward model the policy stays
