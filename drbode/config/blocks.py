@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 
 TEXT_FILE = ".txt"  # of documents with a blank line between them
-ROWS_FILES = (".jsonl", ".json", ".parquet", TEXT_FILE)
+ROWS_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", TEXT_FILE)
 NO_SPLITS = "a file, which has no splits"
 NO_COLUMNS = "a .txt file, which has no columns"
 
@@ -53,6 +53,20 @@ class ModelConfig:
     learning_rates: dict[str, dict[str, Positive]]
 
 
+# Layouts that rows for training come in; `auto` recognises each row's.
+Layout = Literal[
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "pairs",
+    "implicit_prompt",
+    "hh",
+    "unpaired",
+]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     path: str
@@ -63,6 +77,8 @@ class DataConfig:
     validation_share: Annotated[float, Range(0, 0.5)]
     validation_rows: Count | None
     column: str
+    layout: Layout = "auto"
+    bad_rows: Literal["stop", "drop"] = "stop"
 
     def unread(self) -> Unread:
         """Its keys that the source of the rows leaves without effect."""

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from drbode.config.schema import EvaluateConfig, TrainConfig
 
 
+# Above these a plan of the steps would take for ever, or no number could hold what comes of it.
+LARGEST: dict[str, float] = {
+    "steps": 10**7,
+    "tokens": 10**11,
+    "epochs": 10**4,
+    "inner_epochs": 10**4,
+    "learning_rate": 10**3,
+}
+
+
 def problems(config: "TrainConfig") -> Iterator[str]:
     """Combinations that are impossible, one sentence each."""
     yield from _stage_list(config)
@@ -223,6 +233,7 @@ def _benchmark(config: "TrainConfig") -> Iterator[str]:
 
 
 def _budget(config: "TrainConfig") -> Iterator[str]:
+    yield from _too_large("budget", config.budget)
     budget = {n: v for n, v in dataclasses.asdict(config.budget).items() if v is not None}
     if len(budget) > 1:
         yield "budget.tokens: budget.steps is set too; a run is held to one of them"
@@ -243,6 +254,14 @@ def _budget(config: "TrainConfig") -> Iterator[str]:
                     yield f"{stage}.{key}: budget.{name} says how long stages are; leave it out"
 
 
+def _too_large(name: str, block: object) -> Iterator[str]:
+    """Numbers of a block that no stage can be trained with, infinity and NaN among them."""
+    for key, largest in LARGEST.items():
+        value = getattr(block, key, None)
+        if isinstance(value, int | float) and not value <= largest:
+            yield f"{name}.{key}: expected at most {largest:,.0f}, got {shown(value)}; lower it"
+
+
 def _replay(config: "TrainConfig") -> Iterator[str]:
     replay, general = config.cpt.replay, config.forgetting
     if replay.share == 0:
@@ -260,6 +279,7 @@ def _replay(config: "TrainConfig") -> Iterator[str]:
 def _block(config: "TrainConfig", stage: Stage) -> Iterator[str]:
     """Mistakes in the block of one stage."""
     block = config.stage(stage)
+    yield from _too_large(stage, block)
     if block.steps is not None and block.tokens is not None:
         yield f"{stage}.tokens: {stage}.steps is set too; a stage ends by one of them"
     if len(block.betas) != 2:

@@ -1,7 +1,8 @@
-"""Examples for the prompt (T10): which questions of a pool stand, answered, before a question."""
+"""Examples for the prompt: which questions of a pool stand, answered, before a question."""
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,20 @@ from drbode.config import BODINHO, BadInput, BenchmarkConfig, is_function
 from drbode.data import sources
 from drbode.data.bodinho import Conditions
 from drbode.data.contamination import Index, words
-from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
+from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_questions
+
+
+class PositiveBM25(BM25Okapi):  # type: ignore[misc]
+    """Okapi BM25 whose weights stay positive: log(1 + (N - n + 0.5) / (n + 0.5)).
+
+    Without the 1, a word of half the pool weighs nothing and a more frequent one less, so that in
+    a small pool the question that shares most words comes last.
+    """
+
+    def _calc_idf(self, nd: Mapping[str, int]) -> None:
+        self.idf = {
+            word: math.log(1 + (self.corpus_size - n + 0.5) / (n + 0.5)) for word, n in nd.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -40,15 +54,15 @@ def with_examples(
     pool = _pool(questions, config, conditions)
     count, seed = config.num_fewshot, config.fewshot_seed
     if config.fewshot_choice == "similar":
-        index = BM25Okapi([_plain(q).split() for q in pool.questions])
+        index = PositiveBM25([_plain(q).split() for q in pool.questions])
 
     def examples(question: Question) -> list[Question]:
         match config.fewshot_choice:
             case "fixed":
                 return random.Random(seed).sample(pool.questions, len(pool.questions))
             case "random":
-                own = random.Random(f"{seed} {_plain(question)}")
-                return own.sample(pool.questions, len(pool.questions))
+                chance = random.Random(f"{seed} {_plain(question)}")
+                return chance.sample(pool.questions, len(pool.questions))
             case "similar":
                 scores = index.get_scores(_plain(question).split())
                 order = sorted(range(len(scores)), key=lambda i: -scores[i])
@@ -67,13 +81,13 @@ def _pool(questions: Sequence[Question], config: BenchmarkConfig, conditions: Co
         )
     columns = sources.Columns(QUESTION, QUESTION_OPTIONAL)
     records = sources.read("question", path, "examples", None, key, conditions, columns)
-    found = [parse_question(fields, where) for where, fields in records]
+    offered, _ = parse_questions(records)
     index = Index(questions)
-    kept = [question for question in found if not _stands_in(question, index)]
-    shared = len(found) - len(kept)
+    kept = [question for question in offered if not _stands_in(question, index)]
+    shared = len(offered) - len(kept)
     if len(kept) < config.num_fewshot:
         raise BadInput(
-            f"benchmark.num_fewshot: expected at most {len(kept)}, for {path} holds {len(found)} "
+            f"benchmark.num_fewshot: expected at most {len(kept)}, for {path} holds {len(offered)} "
             f"questions of which the benchmark asks {shared} itself, got {config.num_fewshot}; "
             f"lower it or give more examples as {key}"
         )
@@ -86,8 +100,8 @@ def _stands_in(question: Question, index: Index) -> bool:
     The right answer beside an alike stem shows nothing here: that an example offers it among its
     alternatives does not make it the same question.
     """
-    found = index.find([question.stem, *question.alternatives.values()])
-    return any(one.rule != "beside its answer" for one in found)
+    matches = index.find([question.stem, *question.alternatives.values()])
+    return any(match.rule != "beside its answer" for match in matches)
 
 
 def _plain(question: Question) -> str:

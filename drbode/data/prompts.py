@@ -8,6 +8,7 @@ token straddles their seam, and rendered text is tokenised without adding specia
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from drbode.trees import Completion, Tree
 # no text holds.
 MARK = "\ue000{}\ue000"
 MARKED = re.compile("\ue000(\\d+)\ue000")
+# What stands for a special token that a content holds as text, until it is tokenised.
+LITERAL = "\ue001{}\ue001"
+LITERALS = re.compile("\ue001(\\d+)\ue001")
 
 
 class Rendered(NamedTuple):
@@ -141,7 +145,7 @@ class Renderer:
         return Rendered(trees, cut=len(stem) > room)
 
     def chat(self, row: Chat) -> Rendered:
-        """Every assistant turn, with the token that ends it, supervised; nothing else.
+        """Every assistant turn to be learned, with the token that ends it, supervised; no other.
 
         The turns lie in one sequence as long as the history reads as it did when the earlier ones
         were written. Templates that rewrite it (Qwen3 drops earlier thinking blocks) get a tree a
@@ -149,18 +153,33 @@ class Renderer:
         the end of every turn that is kept is supervised.
         """
         trees: list[Tree] = []
-        for follows, before, answer in self._turns(row.messages):
+        for follows, before, answer, learned in self._turns(row.messages):
             held = trees[-1].tokens if follows else 0
             if held + len(before) + len(answer) > self.max_length:
-                why = None if trees else f"longer than {self.max_length} tokens"
-                return Rendered(trees, cut=bool(trees), dropped=why)
+                if not trees:
+                    return Rendered([], dropped=f"longer than {self.max_length} tokens")
+                return self._supervised(trees, cut=True)
             if follows:
                 turns = trees[-1].completions[0]
                 turns.ids.extend(before + answer)
-                turns.supervised.extend([False] * len(before) + [True] * len(answer))
+                turns.supervised.extend([False] * len(before) + [learned] * len(answer))
             else:
-                trees.append(Tree(before, [Completion(answer, [True] * len(answer))]))
-        return Rendered(trees)
+                trees.append(Tree(before, [Completion(answer, [learned] * len(answer))]))
+        return self._supervised(trees)
+
+    def _supervised(self, trees: list[Tree], cut: bool = False) -> Rendered:
+        """Those trees with a token to learn; a last turn that is context is left off.
+
+        So the last token that is kept of a conversation is always one that ends a learned turn.
+        """
+        kept = []
+        for tree in trees:
+            ids, supervised, *_ = tree.completions[0]
+            if not any(supervised):
+                continue
+            end = len(supervised) - supervised[::-1].index(True)
+            kept.append(tree if end == len(ids) else _shortened(tree, end))
+        return Rendered(kept, cut=cut, dropped=None if kept else "no turn to learn fits")
 
     def pair(self, row: Pair) -> Rendered:
         """The prompt with two completions, chosen and rejected, each with the end of its turn.
@@ -169,7 +188,7 @@ class Renderer:
         tokens (an answer that was cut has no end token), and the prompt then its last ones.
         """
         end = self.turn_end[1]
-        sides = [[*self._ids(text), end] for text in (row.chosen, row.rejected)]
+        sides = [[*self._text_ids(text), end] for text in (row.chosen, row.rejected)]
         prompt = self.prompt(row.prompt)
         cut = len(prompt) + max(map(len, sides)) > self.max_length
         if cut:
@@ -187,13 +206,13 @@ class Renderer:
         ids = self.prompt(row.messages)
         if len(ids) > self.max_length:
             return Rendered([], dropped=f"longer than {self.max_length} tokens")
-        known = [] if row.right is None else self._ids(row.right)
+        known = [] if row.right is None else self._text_ids(row.right)
         return Rendered([Tree(ids, [Completion(known, [False] * len(known))] if known else [])])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids an answer to `messages` goes on from, as `chat` lays out the turns before it."""
         ids: list[int] = []
-        for follows, before, answer in self._turns([*messages, Message("assistant", "")]):
+        for follows, before, answer, _ in self._turns([*messages, Message("assistant", "")]):
             ids = [*(ids if follows else ()), *before, *answer]
         return ids[:-1]  # without the end of the answer that is still to come
 
@@ -203,8 +222,15 @@ class Renderer:
         The chapter's way (section 3.5.4): neither the format its benchmark asks in nor one that
         teaches a model to stop. A row that is too long keeps its start.
         """
+        if not all(m.learned for m in row.messages):
+            raise BadInput(
+                f"{row.where}: a turn is marked not to be learned, and sft.format=chapter learns "
+                "every token; set sft.format=chat or leave the row out"
+            )
         text = "\n".join(f"{m.role.capitalize()}: {m.content}" for m in row.messages)
-        ids = self.tokenizer(text)["input_ids"]
+        # Split only where there is one to split, so that other rows keep their ids.
+        split = {"split_special_tokens": True} if self._literal(text) != text else {}
+        ids = self.tokenizer(text, **split)["input_ids"]
         part = ids[: self.max_length]
         tree = Tree([], [Completion(part, [True] * len(part))])
         return Rendered([tree], cut=len(part) < len(ids))
@@ -239,7 +265,7 @@ class Renderer:
         examples that do not fit it is dropped; without any, a question that is too long loses the
         start of its stem, for what is asked stands last.
         """
-        follow = [Completion(ids, [True] * len(ids)) for ids in map(self._ids, completions)]
+        follow = [Completion(ids, [True] * len(ids)) for ids in map(self._text_ids, completions)]
         room = self.max_length - max([max_new_tokens, *(len(c.ids) for c in follow)])
         turns = []
         for own in row.examples:
@@ -263,12 +289,16 @@ class Renderer:
             )
         return Rendered([Tree(prompt, follow)], cut=cut)
 
-    def _turns(self, messages: Sequence[Message]) -> Iterator[tuple[bool, list[int], list[int]]]:
-        """Of each assistant turn: whether it goes on from the one before, ids before it, its own.
+    def _turns(
+        self, messages: Sequence[Message]
+    ) -> Iterator[tuple[bool, list[int], list[int], bool]]:
+        """Of each assistant turn: whether it goes on from the one before, the ids before it, the
+        answer's ids, and whether it is to be learned.
 
         The ids before it begin at the end of the turn before where it goes on from that one, and
         at the start of the conversation where the template has rewritten the history.
         """
+        messages = [replace(m, content=self._literal(m.content)) for m in messages]
         so_far = ""
         end_text, end = self.turn_end
         numbers = [n for n, message in enumerate(messages) if message.role == "assistant"]
@@ -276,7 +306,7 @@ class Renderer:
             follows = bool(so_far) and prompt.startswith(so_far)
             before = self._ids(prompt[len(so_far) :] if follows else prompt)
             content = messages[number].content
-            yield follows, before, [*self._ids(content), end]
+            yield follows, before, [*self._ids(content), end], messages[number].learned
             so_far = prompt + content + end_text
 
     def _openings(self, messages: Sequence[Message], numbers: Sequence[int]) -> list[str]:
@@ -300,8 +330,41 @@ class Renderer:
             return filled
         return [*(self._template(messages[:n]) for n in numbers[:-1]), last]
 
+    @cached_property
+    def _special(self) -> list[str]:
+        """The special tokens, longest first."""
+        known = {str(token) for token in getattr(self.tokenizer, "all_special_tokens", ())}
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        known |= {str(token) for token in added if token.special}
+        return sorted(known, key=lambda token: (-len(token), token))
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+
+    def _literal(self, text: str) -> str:
+        """A content in which marks stand for the special tokens that it holds as text."""
+        return self._special_pattern.sub(
+            lambda token: LITERAL.format(self._special.index(token[0])), text
+        )
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of a content, whose special tokens are text."""
+        return self._ids(self._literal(text))
+
     def _ids(self, text: str) -> list[int]:
-        return list(self._held(text))
+        """Ids of a rendered text; `_literal`'s marks become the text that they stand for."""
+        if LITERAL[0] not in text:
+            return list(self._held(text))
+        ids: list[int] = []
+        for number, part in enumerate(LITERALS.split(text)):
+            if number % 2 == 0:
+                ids += self._held(part)
+            else:
+                ids += self.tokenizer(
+                    self._special[int(part)], add_special_tokens=False, split_special_tokens=True
+                )["input_ids"]
+        return ids
 
     def _template(self, messages: Sequence[Message], generate: bool = True) -> str:
         if not self.tokenizer.chat_template:
@@ -313,6 +376,14 @@ class Renderer:
             turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
         )
         return text
+
+
+def _shortened(tree: Tree, length: int) -> Tree:
+    """The tree with so many tokens of its only completion."""
+    (whole,) = tree.completions
+    return tree._replace(
+        completions=[whole._replace(ids=whole.ids[:length], supervised=whole.supervised[:length])]
+    )
 
 
 def _split(ids: list[int], size: int) -> list[list[int]]:

@@ -1,7 +1,10 @@
 """Where rows come from: the shipped laboratory, a file, a function, or a data set on the hub."""
 
+import codecs
+import csv
 import hashlib
 import json
+import math
 import os
 import random
 import weakref
@@ -28,14 +31,21 @@ from drbode.data import bodinho
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 OF_TEXT: tuple[RowKind, ...] = ("text", "masked")  # kinds that a plain text file holds
 
 
 class Columns(NamedTuple):
-    """What is read of a row: columns that have to be there, and those read where they are."""
+    """What is read of a row: columns that have to be there, and those read where they are.
+
+    All columns of one of `instead` stand in for those needed. `beside` are read where they are,
+    and say how the row is to be taken.
+    """
 
     needed: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    instead: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class Picked(Sequence[T]):
@@ -161,15 +171,71 @@ def _file(path: Path, kind: RowKind, key: str, columns: Columns | None) -> Seque
         return _TextRecords(path, columns.needed[0] if columns else "text")
     if path.suffix == ".jsonl":
         return _LineRecords(path)
+    if path.suffix in DELIMITERS:
+        return list(_cells(path))
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = _json(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: expected UTF-8 text ({error})") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a second object: JSON Lines under another name
+            return _LineRecords(path)
         raise BadInput(f"{path}: is no JSON ({error})") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
     if not isinstance(rows, list):
         raise BadInput(f"{path}: expected a list of rows, got {type(rows).__name__}")
     return [(f"{path}, row {n}", _fields(row, f"{path}, row {n}")) for n, row in enumerate(rows, 1)]
+
+
+def _cells(path: Path) -> Iterator[Record]:
+    """The rows of a CSV or TSV file, each where its last line stands; empty cells are missing."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=DELIMITERS[path.suffix], strict=True)
+            names = reader.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise BadInput(f"{path}: column {twice[0]!r} stands twice in its first line")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise BadInput(f"{where}: expected {len(names)} cells as in the first line")
+                yield where, {name: cell if cell.strip() else None for name, cell in row.items()}
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: expected UTF-8 text ({error})") from None
+    except csv.Error as error:
+        raise BadInput(f"{path}: cannot be read as {path.suffix[1:].upper()} ({error})") from None
+
+
+def _json(text: str) -> Any:
+    """JSON in which NaN is null. Raises ValueError where a key stands twice in an object."""
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
+    return row
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"expected numbers, got {name}")
+
+
+def _without_nan(value: Any) -> Any:
+    """A table's cell, in which not-a-number stands for what is missing."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return value
 
 
 def _fields(row: Any, where: str) -> Mapping[str, Any]:
@@ -222,15 +288,18 @@ class _LineRecords(_OnDisk):
         where = f"{self.path}, line {self.lines[index]}"
         start, end = self.starts[index], self.starts[index + 1]
         try:
-            return where, self.read(os.pread(self.file, end - start, start).decode().strip(), where)
+            line = os.pread(self.file, end - start, start)
+            return where, self.read(line.removeprefix(codecs.BOM_UTF8).decode().strip(), where)
         except UnicodeDecodeError as error:
             raise BadInput(f"{where}: expected UTF-8 text ({error})") from None
 
     def read(self, text: str, where: str) -> Mapping[str, Any]:
         try:
-            row = json.loads(text)
-        except ValueError as error:
+            row = _json(text)
+        except json.JSONDecodeError as error:
             raise BadInput(f"{where}: is no JSON ({error})") from None
+        except ValueError as error:
+            raise BadInput(f"{where}: {error}") from None
         return _fields(row, where)
 
 
@@ -273,7 +342,7 @@ class _ParquetRecords(_OnDisk):
             self.rows = self.file.read_row_group(group, columns=self.columns).to_pylist()
             self.group = group
         row = self.rows[index - (self.ends[group - 1] if group else 0)]
-        return f"{self.path}, row {index + 1}", row
+        return f"{self.path}, row {index + 1}", _without_nan(row)
 
 
 class _HubRecords(_OnDisk):
@@ -305,11 +374,11 @@ class _HubRecords(_OnDisk):
         return len(self.rows)
 
     def record(self, index: int) -> Record:
-        return f"{self.name} row {index + 1}", self.rows[index]
+        return f"{self.name} row {index + 1}", _without_nan(self.rows[index])
 
     def __iter__(self) -> Iterator[Record]:
         for number, row in enumerate(self.rows, 1):
-            yield f"{self.name} row {number}", row
+            yield f"{self.name} row {number}", _without_nan(row)
 
 
 def _files(kind: RowKind) -> str:
@@ -335,14 +404,16 @@ def _unreached(path: str, kind: RowKind, split: str, key: str, error: Exception)
     )
 
 
-def _wanted(found: list[str], columns: Columns | None, path: str, key: str) -> list[str]:
-    """Those of the columns found that are read; all where that is left open."""
+def _wanted(names: list[str], columns: Columns | None, path: str, key: str) -> list[str]:
+    """Those of a table's columns that are read; all where that is left open."""
     if columns is None:
-        return found
-    missing = [name for name in columns.needed if name not in found]
-    if missing:
+        return names
+    missing = [name for name in columns.needed if name not in names]
+    if missing and not any(set(names) >= set(layout) for layout in columns.instead):
         raise BadInput(
             f"{key}: {path} has no column {' and no column '.join(missing)}; expected "
-            f"{', '.join(columns.needed)}, found {', '.join(found)}"
+            f"{', '.join(columns.needed)}, found {', '.join(names)}"
         )
-    return [name for name in found if name in {*columns.needed, *columns.optional}]
+    read = {*columns.needed, *columns.optional, *columns.beside}
+    read.update(name for layout in columns.instead for name in layout)
+    return [name for name in names if name in read]

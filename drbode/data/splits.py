@@ -1,7 +1,10 @@
 """A stage's rows: what is trained on, what is held out, and a ledger of what became of each."""
 
+import hashlib
 import itertools
+import json
 import random
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +16,7 @@ from drbode.config import (
     STAGES,
     BadInput,
     CptConfig,
+    DataConfig,
     MlmConfig,
     RowKind,
     SftConfig,
@@ -20,7 +24,7 @@ from drbode.config import (
     StageConfig,
     is_function,
 )
-from drbode.data import sources
+from drbode.data import layouts, sources
 from drbode.data.bodinho import Conditions
 from drbode.data.contamination import DROPPED, Check, Part
 from drbode.data.corpus import Pieces, pieces
@@ -45,6 +49,7 @@ class Ledger:
     # Share of the sequences whose last token is supervised; None: no token learns to end one.
     ends_supervised: float | None = 0.0
     digest: str = ""
+    layout: str = ""  # of the rows as they came; empty for raw text
     predicted_bytes: int | None = None  # of held-out text, which bits per byte are taken of
     replay: "Ledger | None" = None  # of the general text beside it, one pass of which is counted
 
@@ -77,9 +82,7 @@ class Reader(NamedTuple):
     render: Callable[[StageConfig, Renderer], Render]
 
 
-def prompt_columns(column: str) -> sources.Columns:
-    """A prompt, and answers to it where they are."""
-    return sources.Columns((column,), ("chosen", "rejected"))
+prompt_columns = layouts.prompt_columns
 
 
 def _render_masked(config: StageConfig, renderer: Renderer) -> Render:
@@ -104,8 +107,8 @@ def _render_prompt(config: StageConfig, renderer: Renderer) -> Render:
 # Raw text is tokenised as a whole and cut, not rendered row by row.
 READERS: dict[RowKind, Reader] = {
     "masked": Reader(lambda column: sources.Columns((column,)), _render_masked),
-    "chat": Reader(lambda column: sources.Columns((column,)), _render_chat),
-    "pair": Reader(lambda column: sources.Columns((column, "chosen", "rejected")), _render_pair),
+    "chat": Reader(layouts.chat_columns, _render_chat),
+    "pair": Reader(layouts.pair_columns, _render_pair),
     "prompt": Reader(prompt_columns, _render_prompt),
 }
 
@@ -154,9 +157,10 @@ class StageRows:
         the training rows. Raises BadInput where no supervised token is left.
         """
         data = self.config.data
-        train, held_out = read_rows(
+        rows = parted_rows(
             self.kind, self.columns, self.stage, self.config, self.seed, self.conditions
         )
+        train, held_out = rows.train, rows.held_out
         train, held_out, repeated = self._without_repeats(train, held_out)
         train = sources.sample(train, data.rows, self.seed)
         # Held out of the training rows: from another source nothing is taken away.
@@ -164,6 +168,13 @@ class StageRows:
         kept = self._train(train, repeated.train)
         validation = self._validation(held_out, own, repeated.held_out)
         kept = self._with_replay(kept)
+        kept.ledger.layout = rows.layout
+        for reason, count in rows.bad.items():
+            note_dropped(kept.ledger, count, reason)
+        if validation is not None:
+            validation.ledger.layout = rows.layout
+            for reason, count in rows.bad_held_out.items():
+                note_dropped(validation.ledger, count, reason)
         if validation and validation.trees:
             return kept, validation
         if self.config.patience or self.config.keep_best:
@@ -295,6 +306,20 @@ def longest_row(stage: Stage, config: StageConfig, context: int) -> int:
     return room if config.max_length == "auto" else min(room, config.max_length)
 
 
+class Rows(NamedTuple):
+    """Rows to train on and rows held out, in the stages' layout, and how they came.
+
+    `bad` and `bad_held_out` count by reason those that were dropped because they could not be
+    read.
+    """
+
+    train: Sequence[sources.Record]
+    held_out: Sequence[sources.Record]
+    layout: str
+    bad: dict[str, int]
+    bad_held_out: dict[str, int]
+
+
 def read_rows(
     kind: RowKind,
     columns: sources.Columns,
@@ -303,31 +328,125 @@ def read_rows(
     seed: int,
     conditions: Conditions,
 ) -> tuple[Sequence[sources.Record], Sequence[sources.Record]]:
-    """Rows to train on and rows held out of them, as they came."""
-    data = block.data
+    """Rows to train on and rows held out of them."""
+    rows = parted_rows(kind, columns, stage, block, seed, conditions)
+    return rows.train, rows.held_out
 
-    def read(path: str, split: str, key: str) -> Sequence[sources.Record]:
+
+def parted_rows(
+    kind: RowKind,
+    columns: sources.Columns,
+    stage: Stage,
+    block: StageConfig,
+    seed: int,
+    conditions: Conditions,
+) -> Rows:
+    """Rows to train on and rows held out of them, and how they came.
+
+    Rows that repeat one another, or preferences for the same prompt, stand on one side.
+    """
+    data = block.data
+    parse = PARSERS[kind]
+
+    def read(
+        path: str, split: str, key: str
+    ) -> tuple[Sequence[sources.Record], dict[str, int], str]:
         revision = data.revision if path == data.path else None
-        return sources.read(kind, path, split, revision, key, conditions, columns)
+        records = sources.read(kind, path, split, revision, key, conditions, columns)
+        records = layouts.uniform(records, kind, data.column, data.layout, f"{stage}.data.layout")
+        bad: dict[str, int] = {}
+        if data.bad_rows == "drop":
+            records, bad = without_bad(records, lambda row, at: parse(row, at, data.column))
+            if not records:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
+                raise BadInput(f"{key}: no row of {path} can be read ({reasons})")
+        layout = records.layouts() if isinstance(records, layouts.Uniform) else ""
+        return records, bad, layout
 
     key = f"{stage}.data.path"
-    train = read(data.path, data.split, key)
+    train, bad, layout = read(data.path, data.split, key)
     held_out: Sequence[sources.Record] = []
+    bad_held_out: dict[str, int] = {}
     if data.validation_path is not None:
         split = data.split
         if data.validation_path == BODINHO or is_function(data.validation_path):
             split = "validation"
-        held_out = read(data.validation_path, split, f"{stage}.data.validation_path")
+        held_out, bad_held_out, _ = read(
+            data.validation_path, split, f"{stage}.data.validation_path"
+        )
     elif data.path == BODINHO and data.split == "train":
-        held_out = read(data.path, "validation", key)
+        held_out, bad_held_out, _ = read(data.path, "validation", key)
     elif data.validation_share and len(train) > 1:
-        count = max(1, round(data.validation_share * len(train)))
-        count = min(count, data.validation_rows or count)  # the others are trained on
-        chosen = set(random.Random(seed).sample(range(len(train)), count))
-        held_out = sources.Picked(train, sorted(chosen))
-        left = array("q", (i for i in range(len(train)) if i not in chosen))
-        train = sources.Picked(train, left)
-    return train, sources.sample(held_out, data.validation_rows, seed)
+        train, held_out = _hold_out(train, data, seed)
+    held_out = sources.sample(held_out, data.validation_rows, seed)
+    return Rows(train, held_out, layout, bad, bad_held_out)
+
+
+PARSERS: dict[RowKind, Callable[[Any, str, str], object]] = {
+    "text": parse_text,
+    "masked": parse_text,
+    "chat": parse_chat,
+    "pair": parse_pair,
+    "prompt": parse_prompt,
+}
+
+
+def without_bad(
+    records: Sequence[sources.Record], parse: Callable[[Any, str], object]
+) -> tuple[Sequence[sources.Record], dict[str, int]]:
+    """The records that can be read, and by reason how many others there are."""
+    sound, bad = array("q"), dict[str, int]()
+    for number in range(len(records)):
+        where = ""
+        try:
+            where, fields = records[number]
+            parse(fields, where)
+        except BadInput as error:
+            text = str(error)
+            reason = text.removeprefix(f"{where}: ") if where else _PLACE.sub("", text)
+            bad[reason] = bad.get(reason, 0) + 1
+        else:
+            sound.append(number)
+    if isinstance(records, layouts.Uniform):
+        return records.picked(sound), bad
+    return sources.Picked(records, sound), bad
+
+
+# Where a row stands, before a complaint about it.
+_PLACE = re.compile(r"^.*?(?:, line|, row| row) \d+: ")
+
+
+def _hold_out(
+    records: Sequence[sources.Record], data: DataConfig, seed: int
+) -> tuple[Sequence[sources.Record], Sequence[sources.Record]]:
+    """Rows to train on, and a random share of them that is held out.
+
+    What is drawn are contents, each with all of its rows, so that none is on both sides. Where
+    no content repeats, these are the rows themselves.
+    """
+    groups: dict[bytes, array[int]] = {}
+    for number, (_, fields) in enumerate(records):
+        groups.setdefault(_content(fields, data.column), array("q")).append(number)
+    if len(groups) < 2:
+        return records, []
+    count = max(1, round(data.validation_share * len(groups)))
+    count = min(count, data.validation_rows or count)  # the others are trained on
+    members = list(groups.values())
+    drawn = random.Random(seed).sample(range(len(members)), count)
+    chosen = {number for group in drawn for number in members[group]}
+    left = array("q", (i for i in range(len(records)) if i not in chosen))
+    return sources.Picked(records, left), sources.Picked(records, sorted(chosen))
+
+
+def _content(fields: Any, column: str) -> bytes:
+    """A digest of what a row is held out by: a preference's prompt, else the row's column."""
+    value = fields.get(column)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("content") if value[0].get("role") == "user" else value
+    if isinstance(value, str):
+        value = value.strip()
+    line = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(line.encode(), digest_size=16).digest()
 
 
 def render_rows(records: Sequence[sources.Record], render: Render) -> Split:

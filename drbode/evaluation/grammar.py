@@ -200,6 +200,23 @@ WHOLE = re.compile(r"[^\w\n?]*(?:\n|$)")
 # What is no part of an answer's words.
 THINKING = re.compile(r"<(think\w*|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL)
 THOUGHT = re.compile(r".*</(?:think\w*|reasoning)>", re.DOTALL)
+# Where a model's own turn ends, and where it goes on to a question that nobody put to it.
+TURN_END = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|eot_id|end|user)\|>|</s>|<end_of_turn>|\[INST\]"
+    r"|^\W*(?:User|Usu[áa]rio|Human|Humano|Instruction|Instru[çc][ãa]o)\s*:",
+    re.MULTILINE,
+)
+NEXT_QUESTION = re.compile(
+    r"^[^\w\n]*(?:Quest[ãa]o|Pergunta|Question|Exerc[íi]cio)\b[^\n:.)-]{0,20}[:.)-]"
+    r"|^[^\w\n]*(?:Pr[óo]xima|Next)\s+(?:quest[ãa]o|pergunta|question)\b"
+    r"|^\s*\d+[.)]\s[^\n]*\?\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+# A numbered alternative with its letter behind it: '4. **Ultrassonografia (D)**: correta'.
+LETTER_BEHIND = re.compile(
+    r"^(?P<number>\W*\d+[.)]\s*)(?P<text>[^\n:()]{2,120}?)\s*\((?P<letter>[A-Z])\)\s*:",
+    re.MULTILINE,
+)
 ANSWER_TAG = re.compile(r"<(answer|resposta|final\w*)>(.*?)</\1>", re.DOTALL)
 TAG = re.compile(r"</?[a-z]\w*\s*/?>")
 MARKS = re.compile(r"~~.*?~~|[*`$]+|_(?<!\w_)_*|_+(?!\w)|\\[()\[\]]")

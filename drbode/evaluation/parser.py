@@ -18,7 +18,7 @@ def first_letter(text: str) -> str | None:
 def stated_letter(text: str, alternatives: Mapping[str, str]) -> str | None:
     r"""Which of the alternatives, whose texts stand under their letters, an answer states.
 
-    None is no written. The forms are read in this order, and the first that is there decides:
+    None is no answer. The forms are read in this order, and the first that is there decides:
 
         said      = label [words] ("é" | ":") which   Resposta final: C; a conduta correta é a (c)
                   | choice which                      fico com B; opto pela letra b; I choose B
@@ -49,12 +49,13 @@ def stated_letter(text: str, alternatives: Mapping[str, str]) -> str | None:
         right     = correta | certa | adequada | apropriada | provável | melhor
 
     The same forms are read in English. Thinking blocks, markdown, tags and LaTeX are taken off
-    first. A clause that denies ('não', 'incorreta', 'descarto', 'entre') or supposes ('se a
+    first, and so is what follows the model's own turn, or another question that it goes on to. A
+    clause that denies ('não', 'incorreta', 'descarto', 'entre') or supposes ('se a
     paciente fosse') states nothing; several letters together ('A e C', 'B ou D') state none, and so
     does a tentative one ('talvez seja a B'). A letter is never part of a word. Where it could be a
     word ('a', 'e', 'o', a capital before a word) or part of a name ('vitamina D', 'E. coli') it
     counts only before its own text or in the forms above. A letter before the text of another
-    alternative, or one that is not among `alternatives`, is no written.
+    alternative, or one that is not among `alternatives`, is no answer.
 
     `Wordings` says what a text's wording is: 'hepatite' is none of 'hepatite B aguda'.
     """

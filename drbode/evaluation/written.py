@@ -40,7 +40,7 @@ class Written:
     """A written answer: its text, the same in plain words (see `grammar`), and what is in them."""
 
     def __init__(self, written: str, alternatives: Mapping[str, str]) -> None:
-        self.text = _cleaned(written)
+        self.text = _first_answer(_cleaned(written), alternatives)
         plain = folded(self.text)
         self.plain = _plain(self.text, plain)
         self.alternatives = alternatives
@@ -173,13 +173,31 @@ class Written:
 def _cleaned(text: str) -> str:
     """Text without thinking, marks and LaTeX."""
     text = unicodedata.normalize("NFKC", text).replace(SEVERAL, "")
+    text = _before(grammar.TURN_END, text)
     if "<" in text:
         text = grammar.THOUGHT.sub("", grammar.THINKING.sub("", text))
         text = grammar.TAG.sub("", grammar.ANSWER_TAG.sub(r"\nResposta: \2\n", text))
     text = grammar.QUOTED.sub("", grammar.MARKS.sub("", text))
     if "\\" in text:
         text = grammar.BOXED.sub(r"\nResposta: \1\n", grammar.LATEX.sub(r"\1", text))
+    text = grammar.LETTER_BEHIND.sub(r"\g<letter>) \g<text>:", text)
     return text.strip()
+
+
+def _before(mark: re.Pattern[str], text: str) -> str:
+    """The text before the first such mark that something stands before."""
+    for match in mark.finditer(text):
+        if re.search(r"\w", text[: match.start()]):
+            return text[: match.start()]
+    return text
+
+
+def _first_answer(text: str, alternatives: Mapping[str, str]) -> str:
+    """The text up to another question; one that repeats this question's alternatives is none."""
+    first = _before(grammar.NEXT_QUESTION, text)
+    rest = folded(text[len(first) :])
+    repeated = sum(folded(wording).strip(" .") in rest for wording in alternatives.values())
+    return text if repeated > 1 else first
 
 
 def _plain(text: str, plain: str) -> str:

@@ -64,14 +64,6 @@ class _Tuner(BaseTuner):  # type: ignore[misc]
 
 # --- bottleneck adapters ------------------------------------------------------------------------
 
-# The last linear layer of the attention and of the MLP in each family.
-SUBLAYERS = {
-    "qwen3": ("self_attn.o_proj", "mlp.down_proj"),
-    "llama": ("self_attn.o_proj", "mlp.down_proj"),
-    "gpt2": ("attn.c_proj", "mlp.c_proj"),
-    "bert": ("attention.output.dense", "output.dense"),
-}
-
 
 @dataclass
 class BottleneckConfig(PeftConfig):  # type: ignore[misc]
@@ -172,11 +164,11 @@ class BitfitLayer(_Layer):
         )
         self.set_adapter(name, inference_mode=config.inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer gives: a tensor, or several, as the routers of experts do."""
         name = self.trained()
         trained: Any = {} if name is None else self.bitfit_vectors[name]
-        result: Tensor = functional_call(self.base_layer, dict(trained.items()), (x, *args), kwargs)
-        return result
+        return functional_call(self.base_layer, dict(trained.items()), (x, *args), kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Swaps the base's vectors for the trained ones."""
@@ -190,8 +182,8 @@ class BitfitLayer(_Layer):
 
     def _swap(self, name: str) -> None:
         trained: Any = self.bitfit_vectors[name]
-        for key, own in vectors(self.get_base_layer()):
-            own.data, trained[key].data = trained[key].data, own.data
+        for key, vector in vectors(self.get_base_layer()):
+            vector.data, trained[key].data = trained[key].data, vector.data
 
 
 class BitfitModel(_Tuner):
@@ -200,7 +192,7 @@ class BitfitModel(_Tuner):
 
 
 def vectors(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The one-dimensional parameters of a module's own: biases, and the weights of norms."""
+    """A module's one-dimensional parameters, not those in it: biases, and the weights of norms."""
     return ((n, p) for n, p in module.named_parameters(recurse=False) if p.ndim == 1)
 
 

@@ -1,4 +1,4 @@
-"""The network and its tokenizer: found, checked and loaded."""
+"""The network and its tokenizer: where they are, whether they can be used, and loading them."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ from drbode.config import (
 )
 from drbode.models.attention import NAMES
 from drbode.models.families import own_modules, prove
-from drbode.models.policy import QUANTIZATION, Attention, Policy, kind_of
+from drbode.models.policy import QUANTIZATION, Attention, Policy, context_of, kind_of
 from drbode.record import read_record
 
 __all__ = ["NAMES", "QUANTIZATION", "Attention", "Policy"]  # what other rooms find here as well
@@ -150,7 +150,7 @@ class Description(NamedTuple):
     @property
     def context(self) -> int:
         """The longest sequence the model has positions for, in tokens."""
-        return int(self.config.max_position_embeddings)
+        return context_of(self.config)
 
 
 def describe(
@@ -241,20 +241,20 @@ def base_of(model: ModelConfig) -> tuple[ModelConfig, int] | None:
 
 @contextmanager
 def speaking_as(
-    policy: Policy, own: ModelConfig, other: ModelConfig, load: Callable[[], Policy]
+    policy: Policy, loaded: ModelConfig, other: ModelConfig, load: Callable[[], Policy]
 ) -> Iterator[Policy]:
-    """The policy of `other` while the context lasts; `policy` is that of `own`.
+    """The policy of `other` while the context lasts; `policy` is that of `loaded`.
 
     On the same network where that can be: with the adapter switched off where `other` is the base
     that it holds, with other tensors in it where `other` is an adapter of the same kind on the same
     base. Else `load` puts it beside.
     """
-    if other == own:
+    if other == loaded:
         yield policy
-    elif policy.holds_base and adapter_base(own.path) == other.path:
+    elif policy.holds_base and adapter_base(loaded.path) == other.path:
         with policy.network.disable_adapter():  # type: ignore[operator]
             yield policy
-    elif (state := _same_adapter(policy, own.path, other)) is not None:
+    elif (state := _same_adapter(policy, loaded.path, other)) is not None:
         before = policy.state()
         policy.load_state(state)
         try:
@@ -265,9 +265,9 @@ def speaking_as(
         yield load()
 
 
-def _same_adapter(policy: Policy, own: str, other: ModelConfig) -> dict[str, Tensor] | None:
+def _same_adapter(policy: Policy, loaded: str, other: ModelConfig) -> dict[str, Tensor] | None:
     """The tensors of an adapter that fits the policy's network; None where it does not fit."""
-    folders = (Path(own), Path(other.path))
+    folders = (Path(loaded), Path(other.path))
     if not all((folder / ADAPTER).is_file() for folder in folders):
         return None
     kinds = [_kind(folder) for folder in folders]

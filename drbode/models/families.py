@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForPreTraining
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from drbode.models.policy import Attention, Policy, kind_of
@@ -206,6 +207,33 @@ def random_network(config: Any, trust_remote_code: bool = False) -> nn.Module:
             else:
                 parameter.add_(0.1 * noise)
     return network.eval()
+
+
+def sublayers(config: Any) -> tuple[list[str], list[str]]:
+    """Names, within a layer, of the last linear layers of its attention and of its MLP.
+
+    Seen in a small network: of the linear layers that give the model's width, the one that runs
+    last. Experts whose weights are one tensor have none.
+    """
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        network = random_network(shrunk(config), hasattr(config, "auto_map"))
+        policy = Policy(network, None)
+        width = policy.model.config.hidden_size
+        ran: list[tuple[str, str]] = []  # number of the layer, and name of the module in it
+        for name, module in network.named_modules():
+            placed = re.fullmatch(r".*?\.(\d+)\.(.*)", name)
+            if placed and isinstance(module, nn.Linear | Conv1D) and _width(module) == width:
+                at = placed[1], placed[2]
+                module.register_forward_hook(lambda *_, at=at: ran.append(at))
+        policy.hidden(pack(forest(SHAPES)))
+    last = {(layer, "att" in name): name for layer, name in ran}
+    attention, mlp = ([n for (_, a), n in last.items() if a is which] for which in (True, False))
+    return list(dict.fromkeys(attention)), list(dict.fromkeys(mlp))
+
+
+def _width(layer: nn.Module) -> int:
+    """Of what a linear layer gives; GPT-2's Conv1D calls it nf."""
+    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.nf)  # type: ignore[arg-type]
 
 
 # --- the comparison -----------------------------------------------------------------------------

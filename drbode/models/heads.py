@@ -104,16 +104,17 @@ def load_reward_model(policy: Policy, folder: Path, key: str) -> RewardModel:
         )
     tensors = read_tensors(path, f"set {key} to another folder", str(policy.device))
     head = tensors.pop(SCORE, tensors.pop(PREFIX + SCORE, None))
+    of_vocabulary = list(policy.model.get_output_embeddings().parameters())
     state = {}
     for name, parameter in policy.trainable().items():
-        found = tensors.get(name.replace(".default", ""))
-        if found is None and "lm_head" in name:
-            found = parameter.detach()  # which no score depends on
-        if head is None or found is None or found.shape != parameter.shape:
+        tensor = tensors.get(name.replace(".default", ""))
+        if tensor is None and any(parameter is unused for unused in of_vocabulary):
+            tensor = parameter.detach()  # which no score depends on
+        if head is None or tensor is None or tensor.shape != parameter.shape:
             raise BadInput(
                 f"{key}: {folder} holds no reward model of this base and method ({name} is missing "
                 "or of another shape); expected the folder `reward` of a run with both the same"
             )
-        state[name] = found
+        state[name] = tensor
     assert head is not None, "checked beside the state"
     return RewardModel(state, head[0])

@@ -43,23 +43,23 @@ class Machine:
             self.accelerator, torch.bfloat16, enabled=self.precision == "bf16-mixed"
         )
 
-    def optimizer(self, stage: Stage, asked: StageConfig, method: MethodTraits) -> Optimizer:
+    def optimizer(self, stage: Stage, settings: StageConfig, method: MethodTraits) -> Optimizer:
         """What a stage's `optimizer: auto` comes to. Raises BadInput for a paged one on a CPU."""
-        if asked.optimizer == "auto":
+        if settings.optimizer == "auto":
             paged = method.quantizes and self.accelerator == "cuda"
             return "paged_adamw_32bit" if paged else "adamw"
-        if asked.optimizer != "adamw" and self.accelerator != "cuda":
+        if settings.optimizer != "adamw" and self.accelerator != "cuda":
             raise BadInput(
-                f"{stage}.optimizer: {asked.optimizer} moves its state between GPU and CPU memory "
-                "and there is no CUDA device; set it to auto or adamw"
+                f"{stage}.optimizer: {settings.optimizer} moves its state between GPU and CPU "
+                "memory and there is no CUDA device; set it to auto or adamw"
             )
-        return asked.optimizer
+        return settings.optimizer
 
-    def quantization(self, asked: QloraConfig) -> QloraConfig:
+    def quantization(self, settings: QloraConfig) -> QloraConfig:
         """The same with its compute dtype resolved."""
-        if asked.compute_dtype != "auto":
-            return asked
-        return replace(asked, compute_dtype="bf16" if self.accelerator == "cuda" else "fp32")
+        if settings.compute_dtype != "auto":
+            return settings
+        return replace(settings, compute_dtype="bf16" if self.accelerator == "cuda" else "fp32")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

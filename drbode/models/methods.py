@@ -4,6 +4,7 @@ One function a method, named in the catalogue of `drbode.config`: of the model a
 gives the adapter's peft config, or has tensors of the network's own train and gives None.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from drbode.config import METHODS, BadInput, LoraConfig, Tuning, load_function, one_of
-from drbode.models.adapters import SUBLAYERS, BitfitConfig, BottleneckConfig, vectors
+from drbode.models.adapters import BitfitConfig, BottleneckConfig, vectors
 from drbode.models.base import without_peft_warnings
+from drbode.models.families import sublayers
 from drbode.models.policy import Policy, kind_of
 
 # What of an adapter's config has to be as asked where it is trained further, and the key it has.
@@ -70,6 +72,8 @@ def _attach(model: Any, adapter: peft.PeftConfig, tuning: Tuning) -> peft.PeftMo
     trains = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trains:
         raise BadInput(f"{key}: {kind} finds nothing in the model to train; choose another method")
+    if kind != "BITFIT":  # which trains no matrix anywhere
+        _say_what_is_skipped(network, kind)
     for parameter in trains:  # in fp32, also what peft copies from a base in bf16
         parameter.data = parameter.data.float()
     return network
@@ -98,7 +102,12 @@ def lora(model: Any, tuning: Tuning) -> peft.PeftConfig:
         lora_alpha=block.alpha,  # peft annotates int, and divides it by r
         lora_dropout=block.dropout,
         target_modules=targets,
-        exclude_modules=[*(block.exclude_modules or []), *unreached(model, tuning)] or None,
+        exclude_modules=[
+            *(block.exclude_modules or []),
+            *unreached(model, tuning),
+            *routers(model),
+        ]
+        or None,
         layers_to_transform=block.layers_to_transform,
         rank_pattern=dict(block.rank_pattern or {}),
         alpha_pattern=dict(block.alpha_pattern or {}),
@@ -108,18 +117,24 @@ def lora(model: Any, tuning: Tuning) -> peft.PeftConfig:
         use_dora=block.use_dora,
         init_lora_weights=True if init == "default" else init,
         # GPT-2's layers keep their weights transposed; peft warns where this is not said.
-        fan_in_fan_out=model.config.model_type == "gpt2",
+        fan_in_fan_out=transposed(model),
     )
 
 
 def bottleneck(model: Any, tuning: Tuning) -> peft.PeftConfig:
     """Bottleneck adapters; see the block `adapter`."""
-    both = SUBLAYERS[model.config.model_type]
+    attention, mlp = sublayers(model.config)
     alone = tuning.adapter.placement == "pfeiffer"
+    targets = mlp if alone else [*attention, *mlp]
+    if not targets:
+        raise BadInput(
+            "adapter.placement: pfeiffer finds no linear layer at the end of the model's MLPs, "
+            "whose experts are one tensor; set it to houlsby, or choose another method"
+        )
     return BottleneckConfig(
         task_type=task(model),
-        target_modules=list(both[1:] if alone else both),
-        exclude_modules=[both[0]] if alone else None,  # the end of BERT's second is that of both
+        target_modules=targets,
+        exclude_modules=attention if alone else None,  # the end of BERT's second is that of both
         bottleneck=tuning.adapter.bottleneck,
         activation=tuning.adapter.activation,
     )
@@ -131,9 +146,14 @@ def bitfit(model: Any, tuning: Tuning) -> peft.PeftConfig:
     names = {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        # Nor what holds the head: BERT's keeps a second name of the head's bias.
-        if head not in (module, *module.children()) and any(vectors(module))
+        # Nor what holds other modules, as an attention with its sinks: no layer lies in another.
+        if head is not module and not any(module.children()) and any(vectors(module))
     }
+    if not names:
+        raise BadInput(
+            "method: bitfit finds neither biases nor weights of norms in the model; choose another "
+            "method"
+        )
     return BitfitConfig(
         task_type=task(model),
         target_modules=sorted(names),
@@ -153,6 +173,11 @@ def task(model: Any) -> str | None:
     return "CAUSAL_LM" if kind_of(model.config) == "decoder" else None
 
 
+def transposed(model: Any) -> bool:
+    """Whether linear layers keep their weights as [in, out]."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
 def bare_modules(model: Any) -> Iterator[tuple[str, Any]]:
     """The modules of the model and their names, as they are without an adapter around them."""
     adapted: tuple[str, ...] = ()
@@ -170,7 +195,33 @@ def linear_layers(model: Any) -> list[str]:
     """Full names of the linear layers but the head, which is the embeddings' tensor where tied."""
     head = model.get_output_embeddings()
     linear = ((n, m) for n, m in bare_modules(model) if isinstance(m, nn.Linear | Conv1D))
-    return [name for name, module in linear if module is not head]
+    without = {*routers(model)}
+    return [name for name, module in linear if module is not head and name not in without]
+
+
+def routers(model: Any) -> list[str]:
+    """Linear layers that a family has changed to give more than a product, as some routers."""
+    family = type(model).__module__
+    return [
+        name
+        for name, module in bare_modules(model)
+        if isinstance(module, nn.Linear) and type(module).__module__ == family
+    ]
+
+
+def _say_what_is_skipped(network: nn.Module, kind: str) -> None:
+    """Warns of experts whose weights are one tensor, which the adapter is not put on."""
+    experts = {
+        name.rpartition(".")[0].split(".")[-1]
+        for name, parameter in network.named_parameters()
+        if parameter.ndim > 2 and not parameter.requires_grad and ".base_layer." not in name
+    }
+    if experts:
+        warnings.warn(
+            f"{kind} is not put on {', '.join(sorted(experts))}, whose weights are one tensor for "
+            "several experts: they stay as they are",
+            stacklevel=2,
+        )
 
 
 def _check_lora(model: Any, block: LoraConfig, names: set[str]) -> None:

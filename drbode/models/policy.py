@@ -37,6 +37,19 @@ def kind_of(config: Any) -> ModelKind:
     return "encoder" if masks else "decoder"
 
 
+def context_of(config: Any) -> int:
+    """The longest sequence a model of this config has positions for, in tokens.
+
+    Where longer ones turn every position otherwise (LongRoPE, dynamic NTK), as far as none do:
+    packed trees of several lengths would be turned as the longest of them.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    longest = int(config.max_position_embeddings)
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        return int(rope.get("original_max_position_embeddings") or longest)
+    return longest
+
+
 def head_transform(config: Any) -> tuple[float, float | None]:
     """What the family multiplies its logits by after the head, and the soft cap it puts on them."""
     divided = getattr(config, "logits_scaling", None) or 1.0  # Granite
@@ -87,7 +100,7 @@ class Policy(nn.Module):
     @property
     def context(self) -> int:
         """The longest sequence the model has positions for, in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def windowed(self) -> bool:

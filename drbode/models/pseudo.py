@@ -19,12 +19,12 @@ def pseudo_logps(policy: Policy, sequences: Sequence[Scored], max_tokens: int) -
     `max_tokens` at once; how many changes nothing. No dropout, no gradient.
     """
     mask = policy.tokenizer.mask_token_id
-    found: list[float] = []
+    logps: list[float] = []
     with policy.evaluating(), torch.no_grad():
         for group in _groups(sequences, max_tokens):
             batch = _masked(group, mask).to(policy.device)
-            found += policy.logps(batch).double().tolist()
-    each = iter(found)
+            logps += policy.logps(batch).double().tolist()
+    each = iter(logps)
     return [[next(each) for _ in places] for _, places in sequences]
 
 

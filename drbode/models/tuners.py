@@ -10,7 +10,7 @@ from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from drbode.config import BadInput, Tuning, nearest, one_of
-from drbode.models.methods import bare_modules, linear_layers, task, unreached
+from drbode.models.methods import bare_modules, linear_layers, routers, task, transposed, unreached
 
 # Types that are registered and cannot be trained here, each with the reason.
 UNFIT: Mapping[str, str] = {
@@ -67,13 +67,13 @@ def tuner(model: Any, tuning: Tuning) -> peft.PeftConfig:
                 f"peft.options: {kind} has no option {name}{nearest(name, known)}; expected some "
                 f"of {', '.join(sorted(known))}"
             )
-    idle = unreached(model, tuning)
+    idle = [*unreached(model, tuning), *routers(model)]
     targets = default_targets(model, kind, idle)
     values = {
         **STARTS.get(kind, {}),
         "target_modules": targets,
         # GPT-2's layers keep their weights transposed; peft warns where this is not said.
-        "fan_in_fan_out": model.config.model_type == "gpt2",
+        "fan_in_fan_out": transposed(model),
         **options,
     }
     if values["target_modules"] == "all-linear":

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from drbode import record
-from drbode.config import STAGES, Stage, StageConfig, TrainConfig, digest
+from drbode.config import STAGES, BadInput, Stage, StageConfig, TrainConfig, digest
 from drbode.evaluation import open_answers
 from drbode.models.heads import RewardModel
 from drbode.record import BASE, Measured, Run, StageRecord, StageResult
@@ -15,6 +15,7 @@ from drbode.reporting import plots, summary
 from drbode.session.prepare import Prepared, cache_of, load, prepare
 from drbode.training import cache as stage_cache
 from drbode.training.context import RunContext, StageContext
+from drbode.training.finite import computes_finite
 from drbode.training.loggers import log_table, open_loggers
 from drbode.training.stages import restore_stage, run_stage
 
@@ -66,6 +67,13 @@ class Session:
 
     def measure_base(self) -> None:
         """Asks everything before the first stage."""
+        with self.prepared.machine.autocast():
+            if not computes_finite(self.policy, [self.prepared.end] * 2):
+                raise BadInput(
+                    "model.path: the weights, or what the model computes, are NaN or infinite; "
+                    "choose another model, or smaller values in the settings of the method (such "
+                    "as lora.alpha)"
+                )
         before = self.run.record.base  # of a run that goes on
         self.progression.ask(BASE, self.policy)
         self.run.record.base = self.progression.result(BASE)

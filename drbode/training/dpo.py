@@ -7,10 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drbode.config import LOSSES, BadInput, DpoConfig, load_function, loss_traits, one_of
+from drbode.config import (
+    LOSSES,
+    BadInput,
+    DpoConfig,
+    failure,
+    load_function,
+    loss_traits,
+    one_of,
+)
 from drbode.data.splits import Split
 from drbode.data.steps import StepLoader
 from drbode.models.generation import generate
+from drbode.models.policy import Policy
 from drbode.objectives.dpo import Loss, Pairs, dpo_loss, mean_nll, pair_metrics
 from drbode.training.context import StageContext, Training, packed
 from drbode.training.module import Sums, TrainingModule, own_draws
@@ -139,6 +148,37 @@ def preference_loss(config: DpoConfig) -> Loss:
             "that it takes"
         ) from None
     return loss
+
+
+def check(_policy: Policy, config: DpoConfig) -> None:
+    """Raises BadInput, before any stage is trained, where the loss gives no loss of each pair."""
+    loss, options = preference_loss(config), config.options or {}
+    logps = (-torch.arange(1.0, 13.0)).view(4, 3).requires_grad_()
+    tried = Pairs(
+        policy_chosen=logps[0],
+        policy_rejected=logps[1],
+        reference_chosen=logps[2].detach(),
+        reference_rejected=logps[3].detach(),
+        chosen_tokens=torch.tensor([1, 2, 3]),
+        rejected_tokens=torch.tensor([3, 2, 1]),
+    )
+    try:
+        values = loss(tried, config.beta, **options)
+    except Exception as error:  # of the user's code, which raises what it likes
+        raise BadInput(
+            f"dpo.loss: {config.loss} raised {failure(error)}; it is handed a Pairs of "
+            "drbode/objectives/dpo.py, mend it"
+        ) from None
+    what = None
+    if not isinstance(values, Tensor) or values.shape != (3,):
+        shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        what = f"{shape} for three pairs; expected one value for each pair, not their mean or sum"
+    elif not values.requires_grad:
+        what = "values that do not depend on the policy's logps; expected a tensor with a gradient"
+    elif not values.isfinite().all():
+        what = f"{values.tolist()} for three pairs; expected finite numbers"
+    if what is not None:
+        raise BadInput(f"dpo.loss: {config.loss} gave {what}")
 
 
 def _pairs(batch: Batch, logps: Tensor) -> Pairs:

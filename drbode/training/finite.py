@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from drbode.config import BadInput, Stage
+from drbode.models.base import Policy
+from drbode.trees import Completion, Tree, pack
 
 
 class FiniteWatch:
@@ -27,15 +29,23 @@ class FiniteWatch:
         """Raises BadInput where one was not finite; waits for the device."""
         loss, norm = (0, 0) if self._first is None else self._first.tolist()
         if loss and (not norm or loss <= norm):
-            raise not_finite(stage, "loss", loss, learned=loss > 1)
+            raise not_finite(stage, "the loss", loss, learned=loss > 1)
         if norm:
-            raise not_finite(stage, "gradient norm", norm, learned=norm > 1)
+            raise not_finite(stage, "the gradient norm", norm, learned=norm > 1)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of the tensors of floating-point numbers is a finite number."""
     each = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
     return not each or bool(torch.stack(each).all())
+
+
+@torch.no_grad()
+def computes_finite(policy: Policy, ids: list[int]) -> bool:
+    """Whether a policy's weights and its hidden states of these tokens are finite numbers."""
+    batch = pack([Tree([], [Completion(ids, [True] * len(ids))])]).to(policy.device)
+    with policy.evaluating():
+        return all_finite(policy.network.parameters()) and all_finite([policy.hidden(batch)])
 
 
 def not_finite(stage: Stage, what: str, step: int, learned: bool = True) -> BadInput:
@@ -52,6 +62,5 @@ def not_finite(stage: Stage, what: str, step: int, learned: bool = True) -> BadI
         "large in the settings of the method (such as lora.alpha) or of the stage's loss"
     )
     return BadInput(
-        f"{stage}: the {what} {where} is NaN or infinite, so the stage stops and is not kept; "
-        f"{remedy}"
+        f"{stage}: {what} {where} is NaN or infinite, so the stage stops and is not kept; {remedy}"
     )

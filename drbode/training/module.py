@@ -159,7 +159,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._watch.refuse(self.stage)
         if not all_finite(self.trainable().values()):
             steps = self.progress.steps
-            raise not_finite(self.stage, "weights", steps, learned=steps > 0)
+            raise not_finite(self.stage, "a trained weight", steps, learned=steps > 0)
 
     def _close_window(self, rate: float) -> dict[str, float]:
         self._watch.refuse(self.stage)
@@ -197,7 +197,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._watch.refuse(self.stage)
         if not math.isfinite(loss):
             steps = self.progress.steps
-            raise not_finite(self.stage, "validation loss", steps, learned=steps > 0)
+            raise not_finite(self.stage, "the validation loss", steps, learned=steps > 0)
 
     def close_validation(self, metrics: dict[str, float]) -> None:
         """Keeps and logs what a validation came to."""

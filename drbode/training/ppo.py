@@ -1,22 +1,20 @@
 """Stage `ppo`: the policy is optimised on scores of its own answers, near a reference."""
 
-import json
 import math
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from drbode.config import OWN_REWARD, BadInput, PpoConfig, is_function, load_function
-from drbode.data.answers import gold_score, keeps_content, measures
+from drbode.config import OWN_REWARD, BadInput, PpoConfig
 from drbode.data.steps import Step, StepLoader
 from drbode.models.base import Policy
-from drbode.models.generation import Generated, generate
-from drbode.models.heads import RewardModel, load_reward_model
+from drbode.models.heads import RewardModel
 from drbode.objectives.ppo import (
     Rollouts,
     adapted_beta,
@@ -25,13 +23,12 @@ from drbode.objectives.ppo import (
     clipped_value_loss,
     kl_k1,
 )
-from drbode.record import append, whole
 from drbode.training.context import StageContext, Training, in_order
-from drbode.training.finite import all_finite, not_finite
+from drbode.training.finite import computes_finite, not_finite
 from drbode.training.module import Sums, TrainingModule, own_draws
-from drbode.trees import Batch, Completion, Tree, pack, within
-
-Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]  # of prompts and answers
+from drbode.training.rollouts import Answers, Experience, RolloutTable, sample, style, summary
+from drbode.training.scoring import Score, score_of, scores
+from drbode.trees import Batch, Tree, pack, within
 
 
 def updates(config: PpoConfig) -> int:
@@ -76,17 +73,6 @@ class Prompts(StepLoader):
             yield [self.trees[i] for i in indices]
 
 
-class Experience(NamedTuple):
-    """An iteration's rollouts: their trees, texts, and what the policy is optimised on."""
-
-    trees: list[Tree]
-    answers: list[str]
-    ended: list[bool]
-    gold: list[float]
-    keeps_content: list[bool]  # of those prompts whose right answer is known
-    rollouts: Rollouts
-
-
 class Minibatch(NamedTuple):
     """Some rollouts, and for each of their tokens what it was when it was drawn."""
 
@@ -119,7 +105,7 @@ class PPOModule(TrainingModule):
         super().__init__(*common, **named)
         self.reward = reward
         self.probe = probe
-        self.table = table
+        self.table = RolloutTable(table)
         self.start = {n: p.detach().clone() for n, p in self.policy.trainable().items()}
         width = self.policy.model.config.hidden_size
         self.value_head = nn.Parameter(torch.zeros(width + 1, device=self.policy.device))
@@ -137,11 +123,7 @@ class PPOModule(TrainingModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.table.exists():  # of an interrupted run, which may have gone further than this one
-            lines = self.table.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["iteration"] < self.iterations]
-            with whole(self.table) as draft:
-                draft.write_text("".join(kept), encoding="utf-8")
+        self.table.keep_before(self.iterations)
 
     def training_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
         experience = self.experience(prompts, self.config.temperature)
@@ -157,13 +139,13 @@ class PPOModule(TrainingModule):
         """Some of an iteration's rollouts as one optimizer step."""
         rollouts = experience.rollouts
         ends = rollouts.lengths.cumsum(0).tolist()
-        trees = [experience.trees[i] for i in chosen]
+        trees = [experience.answers.trees[i] for i in chosen]
         batches, at = [], 0
         for group in within(trees, self.config.max_tokens):
-            own = chosen[at : at + len(group)]
+            members = chosen[at : at + len(group)]
             at += len(group)
             places = torch.cat(
-                [torch.arange(ends[i] - rollouts.lengths[i], ends[i]) for i in own]
+                [torch.arange(ends[i] - rollouts.lengths[i], ends[i]) for i in members]
             ).to(self.device)
             batches.append(
                 Minibatch(
@@ -212,43 +194,30 @@ class PPOModule(TrainingModule):
     def experience(self, prompts: list[Tree], temperature: float) -> Experience:
         """Answers to the prompts, and the credit of each of their tokens."""
         self._check_policy(prompts[0])
-        answers = self._answer(prompts, temperature)
-        trees = [_with(prompt, a) for prompt, a in zip(prompts, answers, strict=True)]
-        texts = [self._text(a) for a in answers]
-        logps, values, reference, scores = [], [], [], []
-        for group in within(trees, self.config.max_tokens):
+        answers = sample(self.policy, prompts, self.config, self.end, temperature)
+        proxy = scores(self.reward, self.policy, answers, self.config.max_tokens)
+        return Experience(answers, self._credit(answers, proxy))
+
+    def _credit(self, answers: Answers, proxy: Tensor) -> Rollouts:
+        """What each token of the answers is worth, given a score of each answer."""
+        logps, values, reference = [], [], []
+        for group in within(answers.trees, self.config.max_tokens):
             batch = pack(group).to(self.device)
             old, value = self.logps_and_values(batch)
             logps.append(old)
             values.append(value)
-            reference.append(self._reference(batch))
-            if isinstance(self.reward, RewardModel):
-                scores.append(self.reward.scores(self.policy, batch))
-        if isinstance(self.reward, RewardModel):
-            total = torch.cat(scores).float()
-        else:
-            asked = [self.policy.tokenizer.decode(tree.prompt) for tree in trees]
-            total = _checked(self.reward(asked, texts), len(texts)).to(self.device)
-        open_ended = torch.tensor([not a.ended for a in answers], device=self.device)
-        total = total - self.config.missing_end_penalty * open_ended
-        rollouts = assign_credit(
-            torch.tensor([len(a.ids) for a in answers], device=self.device),
-            total,
+            reference.append(self.policy.under(self.start, partial(self.policy.logps, batch)))
+        unfinished = torch.tensor([not ended for ended in answers.ended], device=self.device)
+        lengths = [len(tree.completions[0].ids) for tree in answers.trees]
+        return assign_credit(
+            torch.tensor(lengths, device=self.device),
+            proxy - self.config.missing_end_penalty * unfinished,
             torch.cat(logps),
             torch.cat(reference),
             torch.cat(values),
             beta=self.beta,
             gamma=self.config.gamma,
             lam=self.config.lam,
-        )
-        right = [self._right(prompt) for prompt in prompts]
-        return Experience(
-            trees,
-            texts,
-            [a.ended for a in answers],
-            [gold_score(text, r) for text, r in zip(texts, right, strict=True)],
-            [keeps_content(t, r) for t, r in zip(texts, right, strict=True) if r is not None],
-            rollouts,
         )
 
     def _check_policy(self, prompt: Tree) -> None:
@@ -257,85 +226,22 @@ class PPOModule(TrainingModule):
         Asked before answers are, for on a GPU a draw from NaN ends the process.
         """
         self.check_finite()
-        batch = pack([Tree(prompt.prompt, [Completion([self.end], [True])])]).to(self.device)
-        if not all_finite([self.policy.logps(batch)]):
-            steps = self.progress.steps
-            raise not_finite(self.stage, "policy's log-probability", steps, learned=steps > 0)
-
-    def _right(self, prompt: Tree) -> str | None:
-        """A right answer to the prompt, where its row had one."""
-        if not prompt.completions:
-            return None
-        text: str = self.policy.tokenizer.decode(prompt.completions[0].ids)
-        return text
-
-    def _reference(self, batch: Batch) -> Tensor:
-        return self.policy.under(self.start, lambda: self.policy.logps(batch))
-
-    def _answer(self, prompts: list[Tree], temperature: float) -> list[Generated]:
-        return generate(
-            self.policy,
-            [tree.prompt for tree in prompts],
-            end=self.end,
-            max_new_tokens=self.config.max_new_tokens,
-            max_tokens=self.config.max_tokens,
-            temperature=temperature,
-        )
-
-    def _text(self, answer: Generated) -> str:
-        ids = answer.ids[:-1] if answer.ended else answer.ids
-        text: str = self.policy.tokenizer.decode(ids)
-        return text
+        if not computes_finite(self.policy, [*prompt.prompt, self.end]):
+            step = self.progress.steps
+            raise not_finite(self.stage, "what the policy computes", step, learned=step > 0)
 
     def _report(self, experience: Experience) -> None:
         """Logs the iteration and keeps its rollouts; adapts beta to the KL it had."""
-        rollouts = experience.rollouts
-        kls = rollouts.logps - rollouts.reference_logps
-        owners = torch.arange(len(rollouts.lengths), device=kls.device)
-        owners = owners.repeat_interleave(rollouts.lengths)
-        kl = kls.new_zeros(len(rollouts.lengths)).index_add(0, owners, kls)
-        gold = experience.gold
-        self.write(
-            "rollouts",
-            {
-                "proxy": float(rollouts.scores.mean()),
-                "gold": sum(gold) / len(gold),
-                "kl": float(kl.mean()),
-                "beta": self.beta,
-                "length": float(rollouts.lengths.float().mean()),
-                "ended_share": sum(experience.ended) / len(gold),
-                **_style(experience),
-            },
-        )
-        rows = zip(
-            experience.trees,
-            experience.answers,
-            rollouts.scores.tolist(),
-            gold,
-            kl.tolist(),
-            experience.ended,
-            strict=True,
-        )
-        lines = []
-        for tree, answer, proxy, true, distance, ended in rows:
-            row = {
-                "iteration": self.iterations,
-                "prompt": self.policy.tokenizer.decode(tree.prompt, skip_special_tokens=True),
-                "answer": answer,
-                "proxy": proxy,
-                "gold": true,
-                "kl": distance,
-                "ended": ended,
-            }
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        append(self.table, "".join(lines))
+        metrics = summary(experience, self.beta)
+        self.write("rollouts", metrics)
+        self.table.add(self.iterations, experience, self.policy)
         if self.config.target_kl is not None:
             self.beta = adapted_beta(
                 self.beta,
-                float(kl.mean()),
+                metrics["kl"],
                 self.config.target_kl,
                 float(self.config.horizon),
-                len(gold),
+                len(experience.answers.gold),
             )
 
     def validation_step(self, prompts: list[Tree], _index: int) -> None:  # type: ignore[override]
@@ -347,8 +253,8 @@ class PPOModule(TrainingModule):
         with torch.no_grad(), self.machine.autocast(), own_draws():
             experience = self.experience(prompts, temperature=0.0)
             sampled = self.experience(prompts, self.config.temperature).rollouts
-        rollouts = experience.rollouts
-        gold = experience.gold
+        answers, rollouts = experience
+        gold = answers.gold
         proxy, true = float(rollouts.scores.mean()), sum(gold) / len(gold)
         self.check_validation(-proxy)
         self.close_validation(
@@ -359,7 +265,7 @@ class PPOModule(TrainingModule):
                 "kl": float((sampled.logps - sampled.reference_logps).sum()) / len(gold),
                 "benchmark_accuracy": self.probe(),
                 "length": float(rollouts.lengths.float().mean()),
-                **_style(experience),
+                **style(answers),
             }
         )
         self._stop_when_gold_turns(true)
@@ -402,45 +308,7 @@ def build(context: StageContext[PpoConfig]) -> Training:
     return Training(loader, module, held_out)
 
 
-def score_of(reward: str, policy: Policy, own: RewardModel | None) -> RewardModel | Score:
-    """What rollouts are scored by: the run's own reward model, one in a folder, or a function.
-
-    A function is called with a list of prompts, as the model sees them, and a list of answers.
-    Raises BadInput where it is not to be had.
-    """
-    if reward == OWN_REWARD:
-        assert own is not None, "one of the rules"
-        return own
-    if is_function(reward):
-        expected = "reward, a folder that a stage reward left, or module:function"
-        return load_function(reward, "ppo.reward", expected)
-    return load_reward_model(policy, Path(reward), "ppo.reward")
-
-
 def check(policy: Policy, config: PpoConfig) -> None:
     """Raises BadInput, before any stage is trained, where what scores rollouts is not to be had."""
     if config.reward != OWN_REWARD:
         score_of(config.reward, policy, None)
-
-
-def _checked(scores: Sequence[float], answers: int) -> Tensor:
-    total = torch.as_tensor(scores, dtype=torch.float32)
-    if total.shape != (answers,) or not torch.isfinite(total).all():
-        raise BadInput(
-            f"ppo.reward: the function gave {list(total.shape)} scores for {answers} answers, or "
-            "one that is no number; expected a finite number for each"
-        )
-    return total
-
-
-def _with(prompt: Tree, answer: Generated) -> Tree:
-    return Tree(prompt.prompt, [Completion(answer.ids, [True] * len(answer.ids))])
-
-
-def _style(experience: Experience) -> dict[str, float]:
-    """Means of what the rules see in the answers."""
-    rows = [measures(answer) for answer in experience.answers]
-    found = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    if kept := experience.keeps_content:
-        found["keeps_content"] = sum(kept) / len(kept)
-    return found

@@ -15,7 +15,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from drbode.config import STAGES, BadInput, Stage, StageConfig
+from drbode.config import BadInput, Stage, StageConfig
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.record import StageResult
@@ -83,8 +83,9 @@ def _forget_metrics(context: StageContext[Any], logged: int) -> None:
 
 def check_stage(stage: Stage, config: StageConfig, policy: Policy) -> None:
     """Raises BadInput, before any stage is trained, where a stage could not begin later on."""
-    if STAGES[stage].scores:
-        _implementation(stage).check(policy, config)
+    check = getattr(_implementation(stage), "check", None)  # of stages that have one
+    if check is not None:
+        check(policy, config)
 
 
 def restore_stage(policy: Policy, folder: Path) -> RewardModel | None:
@@ -157,7 +158,7 @@ def _fit(context: StageContext[Any], training: Training) -> StageResult:
 def _check_weights(context: StageContext[Any]) -> None:
     """Raises BadInput where the stage would begin with weights that are not finite."""
     if not all_finite(context.policy.network.parameters()):
-        raise not_finite(context.stage, "weights", 0, learned=False)
+        raise not_finite(context.stage, "a weight", 0, learned=False)
 
 
 def _result(context: StageContext[Any], module: TrainingModule, peak_gib: float) -> StageResult:

@@ -1,4 +1,4 @@
-"""Gathers the runs of the study: records, rollouts of PPO, a table and the figure of hacking.
+"""Gathers the runs of the study: records, rollouts of PPO, a table, the figure of reward hacking.
 
 python experiments/rlhf_vs_dpo/make.py RUNS [RUNS ...]
 """

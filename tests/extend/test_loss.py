@@ -94,6 +94,30 @@ def test_a_mistake_is_one_sentence(words: list[str], expected: list[str]) -> Non
     assert not list(Path().glob("outputs/*/record.json"))
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("pairs.margin.mean()", ["gave [] for three pairs", "one value for each pair"]),
+        ("pairs.margin.sum()[None]", ["gave [1] for three pairs"]),
+        ("0.5", ["gave float for three pairs"]),
+        ("None", ["gave NoneType for three pairs"]),
+        ("pairs.margin.detach()", ["do not depend on the policy's logps"]),
+        ("pairs.margin / 0 * 0", ["nan", "finite numbers"]),
+        ("pairs.chosen", ["raised AttributeError", "my_losses.py line 3", "Pairs"]),
+    ],
+)
+def test_what_is_no_loss_of_each_pair_is_refused_before_training(
+    body: str, expected: list[str]
+) -> None:
+    """A mean, as PyTorch's own losses take, would be divided by the number of pairs twice."""
+    Path("my_losses.py").write_text(SOURCE.replace(SOURCE.split("return ")[1].strip(), body))
+    with pytest.raises(BadInput) as caught:
+        job()
+    for word in ["dpo.loss: my_losses:squared", *expected]:
+        assert word in str(caught.value)
+    assert not list(Path().glob("outputs/*/record.json"))
+
+
 def test_simpo_trains_by_its_name() -> None:
     """Chosen and rejected answers are as long and, at the start, about as probable."""
     record = job("dpo.loss=simpo", "dpo.options={gamma: 0.0}", "dpo.learning_rate=1e-9")

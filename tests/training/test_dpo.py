@@ -129,6 +129,24 @@ def test_no_reference_pass_is_run_for_a_loss_that_reads_none(
     assert logged(tmp_path, "train", "chosen_gain_a_token") == []
 
 
+def test_reference_logps_whose_content_changed_are_computed_again(
+    passes: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, around = policy(), run_context(tmp_path)
+    splits = []
+    for _ in range(3):
+        split = reference.with_reference(made, pairs(4), 100, around.machine, around.cache)
+        splits.append([tree.reference for tree in split.trees])
+        (path,) = around.cache.glob("*.safetensors")
+        if len(splits) == 2:
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content)
+    assert passes == [4, 4]
+    assert splits[0] == splits[1] == splits[2]
+    assert "checksum differ" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_at_step_0_the_policy_is_its_own_reference_also_after_sft(
     method: Method, tmp_path: Path

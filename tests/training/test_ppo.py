@@ -21,6 +21,7 @@ from drbode.objectives.ppo import adapted_beta
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
+from drbode.training.rollouts import Experience
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Tree, pack
 from tests.conftest import run_context, settings, tiny, words
@@ -164,12 +165,14 @@ def test_the_score_lands_on_the_last_token(tmp_path: Path) -> None:
     made = bare(ppo_stage(missing_end_penalty=0.25), reward, tmp_path)
     made.start = {n: t + 0.1 for n, t in made.start.items()}  # so that there is a KL
     torch.manual_seed(1)
-    found = made.experience(prompts(4).trees, 1.0)
-    rollouts = found.rollouts
+    experience = made.experience(prompts(4).trees, 1.0)
+    rollouts = experience.rollouts
     (told,) = asked_of
     assert told[0] == ["w2", "w3 w5", "w4 w5 w5", "w5"]
-    assert told[1] == found.answers
-    for tree, answer, ended in zip(found.trees, found.answers, found.ended, strict=True):
+    assert told[1] == experience.answers.texts
+    for tree, answer, ended in zip(
+        experience.answers.trees, experience.answers.texts, experience.answers.ended, strict=True
+    ):
         ids = tree.completions[0].ids
         assert answer == " ".join(f"w{i}" for i in (ids[:-1] if ended else ids))
         assert ended == (ids[-1] == 1)
@@ -181,7 +184,7 @@ def test_the_score_lands_on_the_last_token(tmp_path: Path) -> None:
         expected = 0.0
         if n in ends:
             i = ends.index(n)
-            expected = scores[i] - 0.25 * (not found.ended[i])
+            expected = scores[i] - 0.25 * (not experience.answers.ended[i])
         assert value == pytest.approx(expected, abs=1e-6)
 
 
@@ -190,8 +193,10 @@ def test_a_reward_model_scores_the_last_token_of_prompt_and_answer(tmp_path: Pat
     for parameter in other.trainable().values():
         parameter.data += 0.1
     made = bare(ppo_stage(), RewardModel(other.state(), head), tmp_path)
-    found = made.experience(prompts(4).trees, 1.0)
-    for tree, score in zip(found.trees, found.rollouts.scores.tolist(), strict=True):
+    experience = made.experience(prompts(4).trees, 1.0)
+    for tree, score in zip(
+        experience.answers.trees, experience.rollouts.scores.tolist(), strict=True
+    ):
         ids = tree.prompt + tree.completions[0].ids
         with torch.no_grad(), other.generating():
             states = other.model.base_model(torch.tensor([ids])).last_hidden_state
@@ -201,9 +206,9 @@ def test_a_reward_model_scores_the_last_token_of_prompt_and_answer(tmp_path: Pat
 def test_old_logps_and_values_are_those_of_each_token(tmp_path: Path) -> None:
     made = bare(ppo_stage(), low, tmp_path)
     made.value_head.data = torch.randn(33, generator=torch.Generator().manual_seed(0))
-    found = made.experience(prompts(4).trees, 1.0)
+    experience = made.experience(prompts(4).trees, 1.0)
     logps, values = [], []
-    for tree in found.trees:
+    for tree in experience.answers.trees:
         ids, start = tree.prompt + tree.completions[0].ids, len(tree.prompt)
         with torch.no_grad(), made.policy.generating() as network:
             out = network(torch.tensor([ids]), output_hidden_states=True)
@@ -211,8 +216,8 @@ def test_old_logps_and_values_are_those_of_each_token(tmp_path: Path) -> None:
         values.append(before @ made.value_head.data[:-1] + made.value_head.data[-1])
         found_logps = out.logits[0, start - 1 : -1].log_softmax(-1)
         logps.append(found_logps[range(len(ids) - start), ids[start:]])
-    torch.testing.assert_close(found.rollouts.logps, torch.cat(logps), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.rollouts.values, torch.cat(values), atol=1e-5, rtol=0)
+    torch.testing.assert_close(experience.rollouts.logps, torch.cat(logps), atol=1e-5, rtol=0)
+    torch.testing.assert_close(experience.rollouts.values, torch.cat(values), atol=1e-5, rtol=0)
 
 
 def test_the_table_holds_every_rollout_as_the_function_scored_it(tmp_path: Path) -> None:
@@ -229,14 +234,14 @@ def test_the_table_holds_every_rollout_as_the_function_scored_it(tmp_path: Path)
 
 def test_a_step_makes_tokens_of_positive_advantage_more_probable(tmp_path: Path) -> None:
     made = bare(ppo_stage(value_weight=0.0), low, tmp_path)
-    found = made.experience(prompts().trees, 1.0)
-    step = made._step(found, [7, 3, 11, 0, 9, 1, 10, 2, 4, 8, 6, 5])
+    experience = made.experience(prompts().trees, 1.0)
+    step = made._step(experience, [7, 3, 11, 0, 9, 1, 10, 2, 4, 8, 6, 5])
     sum(made.sums(batch).loss for batch in step.batches).backward()  # type: ignore[union-attr]
     with torch.no_grad():
         for parameter in made.policy.trainable().values():
             parameter -= 0.01 * parameter.grad  # type: ignore[operator]
-        now, _ = made.logps_and_values(pack(found.trees))
-    assert float((found.rollouts.advantages * (now - found.rollouts.logps)).sum()) > 0.05
+        now, _ = made.logps_and_values(pack(experience.answers.trees))
+    assert float((experience.rollouts.advantages * (now - experience.rollouts.logps)).sum()) > 0.05
 
 
 def test_a_reward_function_that_gives_no_score_for_each_answer_is_refused(
@@ -281,8 +286,10 @@ def test_it_stops_when_gold_turns(
 
 def _with_gold(experience: Any, left: Any) -> Any:
     def told(self: PPOModule, trees: list[Tree], temperature: float) -> Any:
-        found = experience(self, trees, temperature)
-        return found if temperature else found._replace(gold=[next(left)] * len(trees))
+        answers, rollouts = experience(self, trees, temperature)
+        if not temperature:
+            answers = answers._replace(gold=[next(left)] * len(trees))
+        return Experience(answers, rollouts)
 
     return told
 
