@@ -67,7 +67,7 @@ def job(tree: Mapping[str, Any], overrides: list[str], _multirun: bool) -> None:
 def speakers(settings: ChatConfig, stack: ExitStack) -> "list[Speaker]":
     """The model, after its base where `settings.compare`; they can generate while `stack` is open.
 
-    The base is the same network with the adapter switched off, where that gives the base.
+    The base is the same network with its adapter switched off, if that restores the base.
     """
     from drbode.data.prompts import Renderer
     from drbode.evaluation.conversation import Speaker, sampler
@@ -127,7 +127,7 @@ def base_of(model: ModelConfig) -> tuple[ModelConfig, int]:
 
 
 def interactive() -> bool:
-    """Whether a person sits at both ends; if not, answers alone go to standard output."""
+    """Whether input and output are a terminal; if not, only answers go to standard output."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -142,7 +142,7 @@ def say(text: str, style: str = "dim") -> None:
 
 
 def converse(speakers: "Sequence[Speaker]") -> None:
-    """Answers line after line until there are no more."""
+    """Answers one line after the other until the input ends."""
     say(NOTICE, "yellow")
     if interactive():
         names = " and ".join(speaker.name for speaker in speakers)
@@ -167,7 +167,7 @@ def converse(speakers: "Sequence[Speaker]") -> None:
 
 
 def lines() -> Iterator[str]:
-    """What the user types or pipes in, a message a line."""
+    """What the user types or pipes in, one message per line."""
     if not interactive():
         yield from sys.stdin
         return
@@ -207,13 +207,6 @@ def reply(speakers: "Sequence[Speaker]", text: str) -> None:
                 say(f"{speaker.name}: {ENDINGS[ending]}")
 
 
-def show_piece(piece: str) -> None:
-    """Prints a piece of an answer; control characters that a model writes do not act."""
-    from drbode.reporting.escape import visible
-
-    print(visible(piece), end="", flush=True)
-
-
 def answer_in_turn(
     speakers: "Sequence[Speaker]", text: str, prompts: Sequence[list[int]]
 ) -> list["Ending"]:
@@ -224,7 +217,7 @@ def answer_in_turn(
     for speaker, prompt in zip(speakers, prompts, strict=True):
         if interactive() or len(speakers) > 1:
             console.print(f"{speaker.name}> ", style="bold", markup=False, end="")
-        show = show_piece if interactive() else functools.partial(print, end="", flush=True)
+        show = functools.partial(print, end="", flush=True)
         endings.append(speaker.answer(text, prompt, show))
         print(flush=True)
     return endings

@@ -53,7 +53,7 @@ class Jobs:
         return config.plain(self.context.config_loader.load_sweep_config(self.master, list(words)))
 
     def run(self, jobs: Sequence[Words]) -> list[Outcome]:
-        """Runs them and says what each came to; equal ones are run once."""
+        """Runs them and gives the outcome of each; equal ones are run once."""
         names = [self._name(number, words) for number, words in enumerate(jobs)]
         new: dict[str, Words] = {}
         for name, words in zip(names, jobs, strict=True):
@@ -107,7 +107,7 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _threads(launcher: str, options: DictConfig, jobs: int) -> int | None:
-    """CPU threads for each of the jobs that run at a time; None: as they come."""
+    """CPU threads for each of the jobs that run at a time; None: PyTorch's default."""
     match launcher:
         case "joblib":
             n_jobs = int(options.n_jobs)  # -1: as many as there are cores
@@ -130,7 +130,7 @@ def _cores() -> int:
 
 @contextmanager
 def _shared(threads: int | None) -> Iterator[None]:
-    """Processes that are started meanwhile compute with so many threads, unless told otherwise."""
+    """Sets the number of threads of the processes started meanwhile, where nothing else sets it."""
     new = [name for name in THREADS if threads is not None and name not in os.environ]
     os.environ.update(dict.fromkeys(new, str(threads)))
     try:
@@ -196,7 +196,7 @@ class SearchOptions:
 def search(jobs: Jobs, params: Mapping[str, Any], arguments: Words, options: SearchOptions) -> None:
     """Trials of what is swept until `options.trials` of them have finished.
 
-    A trial that fails counts for nothing and ends nothing; the same command draws another for it.
+    A trial that fails is not counted and does not end the search; the same command draws another.
     """
     options.check()
     study, space, fixed = _study(jobs, _parse(jobs, params, arguments), options)
@@ -221,7 +221,7 @@ def search(jobs: Jobs, params: Mapping[str, Any], arguments: Words, options: Sea
 def _study(
     jobs: Jobs, overrides: Sequence[Override], options: SearchOptions
 ) -> tuple["Study", "dict[str, BaseDistribution]", list[str]]:
-    """The study of these words, made or gone on with; what it searches; the words that stay."""
+    """The study, new or continued; the distributions that it searches; the fixed overrides."""
     try:
         import optuna
     except ImportError:

@@ -53,7 +53,7 @@ UNLABELLED = -1  # in a forest, where a label is a byte
 
 
 class Forest(Sequence[Tree]):
-    """Trees in little memory: 5 bytes a token, where Python's own numbers take about 50.
+    """Trees in little memory: 5 bytes a token, where Python's int objects take about 50.
 
     Each tree is built anew at every access.
     """
@@ -109,7 +109,7 @@ class Forest(Sequence[Tree]):
 class Batch:
     """Packed prompts with their completions: the one batch type.
 
-    All tokens lie in one row without padding, and it is told which are predicted from where.
+    All tokens lie in one row without padding; further tensors say which are predicted from where.
     """
 
     input_ids: Int[Tensor, " tokens"]

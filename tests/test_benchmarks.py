@@ -12,10 +12,12 @@ from drbode.trees import Completion, Tree
 FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
+import costs  # noqa: E402
 import harness  # noqa: E402
+import workload  # noqa: E402
 
-SETTING = harness.Setting("small", "cpu", "lora", 16, 4, 2, None, None)
-RUN = harness.Run(
+SETTING = workload.Setting("small", "cpu", "lora", 16, 4, 2, None, None)
+RUN = workload.Run(
     arm="drbode",
     rows=4,
     tokens=40,
@@ -29,7 +31,7 @@ RUN = harness.Run(
     operations=5e10,
     floor=0.5,
 )
-WORK = harness.Work(
+WORK = workload.Work(
     stage="sft",
     unit="rows",
     peers={
@@ -37,20 +39,20 @@ WORK = harness.Work(
         "trl packed": {"batch": "whole", "padding_free": True},
         "trl single": {"batch": "single"},
     },
-    targets=(harness.Target("trl", 3, 2),),
+    targets=(workload.Target("trl", 3, 2),),
     trees=lambda _: [],
     peer=lambda *_: [],
     head=True,
 )
 
 
-def peer(**changes: object) -> harness.Run:
+def peer(**changes: object) -> workload.Run:
     return replace(
         RUN, **{"arm": "trl", "seconds": 6.0, "peak_gib": 2.5, "operations": 1e11, **changes}
     )
 
 
-def result(*peers: harness.Run) -> harness.Result:
+def result(*peers: workload.Run) -> harness.Result:
     rounds = [{"drbode": RUN, "trl": own} for own in peers]
     return harness.Result(WORK, SETTING, ("drbode", "trl"), rounds)
 
@@ -77,9 +79,9 @@ def test_the_floor_counts_every_token_that_a_token_sees() -> None:
     tree = Tree([5, 6, 7], [Completion([8, 9], [True, True]), Completion([8], [True])])
     matrices = 2 * (6 * (384 * 64 * 16 + 3 * 384 * 1024) * 6 + 384 * 32_768 * 3)
     attention = 4 * 6 * 6 * 64 * (6 + 9 + 4)
-    assert harness.operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
+    assert costs.operations(WORK, "drbode", SETTING, [tree]) == 2 * matrices + 3 * attention
     twice = replace(WORK, forward=1)
-    assert harness.operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
+    assert costs.operations(twice, "drbode", SETTING, [tree]) == 3 * matrices + 4 * attention
 
 
 @pytest.mark.parametrize(
@@ -95,12 +97,10 @@ def test_a_peer_reads_every_side_with_its_prompt_and_padding(arm: str, lengths: 
         Tree(list(range(prompt)), [Completion([8] * n, [True] * n) for n in (one, other)])
         for prompt, one, other in ((3, 2, 1), (0, 2, 2), (0, 2, 1))
     ]
-    assert harness._peer_lengths(WORK.peers[arm], SETTING, trees) == lengths
+    assert costs._peer_lengths(WORK.peers[arm], SETTING, trees) == lengths
     tokens, seen = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
     matrices = 2 * tokens * (6 * (384 * 64 * 16 + 3 * 384 * 1024) + 384 * 32_768)
-    assert harness.operations(WORK, arm, SETTING, trees) == (
-        2 * matrices + 3 * 4 * 6 * 6 * 64 * seen
-    )
+    assert costs.operations(WORK, arm, SETTING, trees) == (2 * matrices + 3 * 4 * 6 * 6 * 64 * seen)
 
 
 def test_who_begins_moves_on() -> None:

@@ -1,4 +1,4 @@
-"""What the user asks for: typed, checked, and told what is wrong with it. Imports no torch."""
+"""The user's configuration, typed and checked, and the complaints about it. Imports no torch."""
 
 from drbode.config.blocks import (
     ROWS_FILES,

@@ -1,4 +1,4 @@
-"""The blocks of the config tree, typed; each names the keys of its own that have no effect."""
+"""The blocks of the config tree, typed; each names those of its keys that have no effect."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """General text that is mixed into a stage's own, so that less is forgotten."""
+    """General text that is mixed into a stage's rows, so that less is forgotten."""
 
     share: Annotated[float, Range(0, 0.9)]
     path: str
@@ -354,12 +354,12 @@ class BenchmarkConfig:
 
     @property
     def question_protocol(self) -> Protocol:
-        """By which multiple-choice questions are asked: its own, if that reads them."""
+        """The protocol for multiple-choice questions: this one, if it reads them."""
         return self.protocol if self.traits.reads == "question" else "alternatives"
 
     @property
     def rivals(self) -> list[str] | None:
-        """Models to hold the model's open answers against; None: the one it was tuned from."""
+        """Models to compare the model's open answers with; None: the one it was tuned from."""
         if self.against == "auto":
             return None
         return [self.against] if isinstance(self.against, str) else self.against
@@ -400,7 +400,7 @@ class BenchmarkConfig:
         return self.path == BODINHO or (self.shots > 0 and self.fewshot_path == BODINHO)
 
     def problems(self, conditions: str) -> list[str]:
-        """What cannot be had beside `data.conditions`."""
+        """What is incompatible with `data.conditions`."""
         if self.shots and self.fewshot_path == BODINHO and conditions == "all":
             return [
                 "benchmark.fewshot_path: bodinho's examples are on the conditions that "
@@ -411,7 +411,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class OpenConfig:
-    """Open answers that a run with a preference stage asks for before and after its stages."""
+    """Open answers that a run with a preference stage samples before and after its stages."""
 
     prompts: CountOrZero
     max_new_tokens: Count
@@ -429,7 +429,7 @@ class ForgettingConfig:
 
 @dataclass(frozen=True)
 class ContaminationConfig:
-    """What becomes of training rows in which a question of the benchmark stands."""
+    """What is done with training rows that contain a question of the benchmark."""
 
     action: Literal["stop", "drop", "keep"]
 

@@ -1,8 +1,8 @@
 """What there is to choose from: one description of each stage, loss, method and protocol.
 
-Everything that another room has to know of them stands here, without torch: config rules, data,
-reporting and plots ask a description and never a name. Whoever adds one adds its entry here and the
-code that the entry names.
+Everything that other packages need to know of them stands here, without torch: config rules, data,
+reporting and plots read a description and never compare names. Adding one takes an entry here and
+the code that the entry names.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class StageTraits:
     reads: RowKind  # of training rows
     trains: ModelKind = "decoder"
     dropout: bool = True  # False: switched off; policy and reference differ by their weights alone
-    aligns: bool = False  # changes how the policy answers: open answers are asked before and after
+    aligns: bool = False  # changes how the policy answers: open answers come before and after
     samples: bool = False  # trains on answers that it samples: leaves rollouts beside its weights
     scores: bool = False  # has its answers scored, by a reward model or a function
     leaves: Literal["policy", "reward model"] = "policy"  # beside a reward model the policy stays
@@ -86,15 +86,15 @@ def loss_traits(loss: str) -> LossTraits:
 
 @dataclass(frozen=True)
 class MethodTraits:
-    """A fine-tuning method; `conf/method/<method>.yaml` sets what it wants of its blocks.
+    """A fine-tuning method; `conf/method/<method>.yaml` sets the defaults of its blocks.
 
-    `function` is `module:function` of (model, tuning). It gives the adapter's peft config, or has
-    tensors of the network's own train and gives None.
+    `function` is `module:function` of (model, tuning). It gives the adapter's peft config, or
+    unfreezes tensors of the network and gives None.
     """
 
     function: str
     blocks: tuple[str, ...] = ()  # of the config that it reads
-    adapter: bool = True  # wraps the network in an adapter; False: trains its own tensors
+    adapter: bool = True  # wraps the network in an adapter; False: trains the network's tensors
     quantizes: bool = False  # holds the base in 4 bits
     encoders: bool = True  # trains encoders as well
 
@@ -114,7 +114,7 @@ Method = Annotated[str, OneOf(METHODS)]
 
 @dataclass(frozen=True)
 class ProtocolTraits:
-    """How a model is asked a benchmark's rows, and how its answer is read.
+    """How a benchmark's rows are put to a model, and how its answer is read.
 
     `load` is `module:function` of (config, conditions, key), which gives the benchmark with its
     rows. `function` is one of (policy, renderer, rows, config, machine), which gives the model's
@@ -123,18 +123,18 @@ class ProtocolTraits:
     """
 
     function: str
-    encoder_function: str | None = None  # likewise of an encoder; None: encoders are not asked
+    encoder_function: str | None = None  # likewise of an encoder; None: not for encoders
     load: str = "drbode.evaluation.multiple_choice:load_questions"
     reads: RowKind = "question"
     writes: bool = False  # the model writes an answer, in at most `benchmark.max_new_tokens`
     limit: int | None = None  # tokens that the protocol itself lets it write
     examples: bool = True  # answered examples may stand before a row
     scored: bool = False  # by `benchmark.scorer`, a function of the user's
-    of_runs: bool = True  # False: asked by drbode.evaluate alone, beside other models
+    of_runs: bool = True  # False: used by drbode.evaluate alone, beside other models
 
     @property
     def encoders(self) -> bool:
-        """Whether encoders are asked as well."""
+        """Whether it is for encoders as well."""
         return self.encoder_function is not None
 
 

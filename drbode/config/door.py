@@ -143,7 +143,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job of a multirun came to, in whichever process it ran."""
+    """The outcome of a job of a multirun, in whichever process it ran."""
 
     overrides: list[str]
     code: int  # 0: done; 2: the user's mistake; 1: anything else
@@ -166,7 +166,7 @@ class Task:
     failed: Callable[[Mapping[str, Any], list[str], Exception], Done] | None
     name: Callable[[Mapping[str, Any]], str] | None
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # of a multirun's jobs
-    group: str | None = None  # of a multirun, in W&B, where no other is asked for
+    group: str | None = None  # of a multirun, in W&B, unless the config names another
 
     def __call__(self, config: "DictConfig") -> Outcome:
         from hydra.core.hydra_config import HydraConfig
@@ -194,12 +194,12 @@ class Task:
                 return Outcome(overrides, code, done, str(error))
             if isinstance(error, BadInput):
                 print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None  # which Hydra lets pass, without words of its own
+                raise SystemExit(2) from None  # which Hydra lets pass, without a message
             raise
 
 
 def plain(config: "DictConfig") -> dict[str, Any]:
-    """A composed config as plain data, interpolations resolved, without Hydra's own part."""
+    """A composed config as plain data, interpolations resolved, without Hydra's part."""
     from omegaconf import OmegaConf
 
     tree = OmegaConf.to_container(config, resolve=True)
@@ -250,7 +250,7 @@ def _explain(door: str, error: Exception) -> str:
         group, option = match.groups()
         if option in SWEEP_PLUGINS:
             return f"{group}: {option} is not installed; pip install 'drbode[sweep]'"
-        # Hydra's list has those of a folder of the user's own as well.
+        # Hydra's list also has the options of a folder of the user.
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE) or groups().get(group, [])
         return (
             f"{group}: there is no option {option}; expected {one_of(options)}"

@@ -23,7 +23,7 @@ def unwritable(error: BaseException, path: Path | None = None) -> BadInput | Non
     """What to tell of an error, if it means that a file cannot be written; else None.
 
     `path` is what was being written, where the error does not say so itself. Some libraries hand
-    the system's error on as the context of their own, or as text alone with its number in it.
+    the system's error on as the context of another, or only as text with its number in it.
     """
     if isinstance(error, BadInput):  # told already
         return None

@@ -20,8 +20,8 @@ FILES = (
     *("chat_template", "reward", "against"),
 )
 FUNCTIONS = ("loss", "scorer")  # keys that may name a function, but no file
-OWN_REWARD = "reward"  # as `ppo.reward`: the model of this run's own stage
-# Where results are written and shown, and a budget, which stands in the stages' own lengths.
+OWN_REWARD = "reward"  # as `ppo.reward`: the model that this run's stage reward trains
+# Where results are written and shown, and a budget, which the stages' lengths already hold.
 WITHOUT_EFFECT = ("output_dir", "force", "reuse_stages", "objective", "budget", "wandb")
 
 

@@ -26,7 +26,7 @@ LARGEST: dict[str, float] = {
 
 
 def problems(config: "TrainConfig") -> Iterator[str]:
-    """What cannot be had together, a sentence each."""
+    """Combinations that are impossible, one sentence each."""
     yield from _stage_list(config)
     yield from _method(config)
     yield from _score(config)
@@ -72,7 +72,7 @@ def dotted(block: str, keys: Mapping[str, str]) -> Unread:
 
 
 def evaluation_problems(config: "EvaluateConfig") -> Iterator[str]:
-    """What cannot be had together in an evaluation."""
+    """Combinations that are impossible in an evaluation."""
     benchmark, conditions = config.benchmark, config.data.conditions
     yield from benchmark.problems(conditions)
     if conditions != "default" and not benchmark.reads_bodinho():

@@ -56,7 +56,7 @@ OPTIONAL_BLOCKS: set[str] = {
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a method is told of the config: all that decides which tensors train, and from where."""
+    """The part of the config that a method reads: all that decides which tensors train."""
 
     method: Method
     seed: int  # of what is random in an adapter
@@ -140,7 +140,7 @@ class TrainConfig:
 
     @property
     def aligning(self) -> Stage | None:
-        """The first stage that changes how the policy answers; its prompts are asked."""
+        """The first stage that changes how the policy answers; open answers are to its prompts."""
         return next(iter(self.having(aligns=True)), None)
 
     def reads_bodinho(self) -> bool:
@@ -221,7 +221,7 @@ class TrainConfig:
         return self.reuse_stages and not STAGES[stage].samples
 
     def run_name(self) -> str:
-        """What was asked for and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
+        """Method, stages and the digest of `effective`, e.g. `lora-r32-sft-3f9c21ab`."""
         blocks = self.traits.blocks
         kind = f"-r{self.lora.r}" if "lora" in blocks else ""
         kind += f"-m{self.adapter.bottleneck}" if "adapter" in blocks else ""

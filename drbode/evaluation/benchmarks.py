@@ -1,7 +1,7 @@
 """A benchmark, whatever it asks: rows, a model's answers to them, a summary, a comparison.
 
 A protocol (`PROTOCOLS` in drbode/config/catalogue.py) names what loads the rows and what answers
-them. What comes of the answers is the same for all: a mean score, called accuracy, with its
+them. Every protocol's answers are summarised alike: a mean score, called accuracy, with its
 interval, and the paired difference between two models.
 """
 
@@ -78,7 +78,7 @@ class Answer(ABC):
     @property
     @abstractmethod
     def answered(self) -> bool:
-        """Whether it is an answer at all; none is worth nothing."""
+        """Whether the model answered; a row without an answer scores 0."""
 
     @property
     def part(self) -> tuple[str, str]:
@@ -87,7 +87,7 @@ class Answer(ABC):
 
     @property
     def chance(self) -> float | None:
-        """The score to be had by guessing."""
+        """The expected score of guessing."""
         return None
 
     @property
@@ -138,7 +138,7 @@ def _function(name: str) -> Any:
 
 
 def cost(answers: Sequence[Answer]) -> dict[str, float]:
-    """What a row took in the mean, to stand beside accuracy."""
+    """The mean time and tokens per row, reported beside accuracy."""
     return {
         "seconds_per_question": sum(a.seconds for a in answers) / len(answers),
         "tokens_per_question": sum(a.tokens for a in answers) / len(answers),
@@ -149,9 +149,10 @@ def cost(answers: Sequence[Answer]) -> dict[str, float]:
 def summarise(answers: Sequence[Answer], unclean: Set[str] = frozenset()) -> dict[str, Any]:
     """Accuracy with its interval, whole and by part, calibration, and the floors.
 
-    No answer is a wrong answer. Calibration is None where nothing was given a probability, floors
-    are None where there are no alternatives. `unclean` says where the rows stand that were trained
-    on; `clean` is accuracy on the others, None where all or none were.
+    A row without an answer counts as wrong. Calibration is None where no alternative was given a
+    probability, floors are None where there are no alternatives. `unclean` holds the places of rows
+    that were trained on; `clean` is accuracy on the other rows, None where all or none were trained
+    on.
     """
     clean = _clean(answers, unclean)
     return {
@@ -218,7 +219,7 @@ def _examples_dropped(answers: Sequence[Answer]) -> dict[str, int]:
 
 
 def _parts(answers: Sequence[Answer]) -> dict[str, list[int]]:
-    """Indices of the answers of each collection and each part, where there is more than one."""
+    """Indices of the answers of each collection and part, where there is more than one."""
     origins: dict[str, dict[str, list[int]]] = {}
     for i, one in enumerate(answers):
         origin, exam = one.part

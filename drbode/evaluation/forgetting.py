@@ -31,11 +31,11 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class General:
-    """What a model is held to know; either may be left out."""
+    """What is measured of a model's general knowledge; either part may be left out."""
 
     questions: Benchmark | None
     documents: list[Document]
-    settings: BenchmarkConfig  # how questions are asked
+    settings: BenchmarkConfig  # of the protocol by which questions are answered
     machine: Machine
 
     def as_dict(self) -> dict[str, int]:
@@ -48,7 +48,7 @@ class General:
 
 @dataclass(frozen=True)
 class Known:
-    """What a model knew of it: answers, and of each document its bits (negative log2 of p)."""
+    """A model's results on it: answers, and the bits of each document (negative log2 of p)."""
 
     answers: list[Answer]
     bits: list[float]
@@ -66,7 +66,7 @@ def load_general(
     machine: Machine,
     conditions: Conditions,
 ) -> General:
-    """Raises BadInput where a source is not to be had or malformed."""
+    """Raises BadInput where a source cannot be read or is malformed."""
     # Without examples, so that what is forgotten compares whatever the benchmark shows.
     general = replace(
         settings,
@@ -103,7 +103,7 @@ def document(row: Text, renderer: Renderer) -> Document:
 
 
 def measure(policy: Policy, renderer: Renderer, general: General) -> Known:
-    """What the policy knows now."""
+    """The policy's present results."""
     answers: list[Answer] = []
     if general.questions is not None:
         answers = benchmarks.answer(
@@ -128,9 +128,9 @@ def text_bits(
 
 
 def summarise(before: Known, after: Known) -> dict[str, Any]:
-    """What is known after, and what was forgotten: accuracy lost, bits per byte gained.
+    """The results after training and the losses against before: accuracy and bits per byte.
 
-    `forgetting` is in shares of the questions; intervals are over questions, and over documents.
+    `forgetting` is a share of the questions; intervals are over questions and over documents.
     """
     summary: dict[str, Any] = {}
     if after.answers:

@@ -25,7 +25,7 @@ COLUMNS = sources.Columns(("prompt",), ("reference", "chosen"))
 
 @dataclass(frozen=True)
 class ScoredAnswer(Answer):
-    """What a model wrote to a prompt, and what the scorer made of it."""
+    """What a model wrote to a prompt, and the score that the scorer gave it."""
 
     prompt: Prompt
     given: float  # from 0 to 1
@@ -63,7 +63,7 @@ class Written(NamedTuple):
 
 
 def scorer_of(config: BenchmarkConfig) -> str:
-    """The function that scores the answers; without one of the user's, `contains_reference`."""
+    """The function that scores the answers; `contains_reference` where the config names none."""
     return config.scorer or CONTAINS
 
 
@@ -72,8 +72,8 @@ def load_prompts(
 ) -> Benchmark:
     """The prompts of `config.path`, which stands under `key`.
 
-    Raises BadInput for a prompt that stands twice, one without the reference that a scorer of ours
-    needs, and a scorer that is not to be had.
+    Raises BadInput for a prompt that stands twice, one without the reference that the scorer needs,
+    and a scorer that cannot be loaded.
     """
     scorer = load_scorer(scorer_of(config), KEY)
     records = sources.read(
@@ -96,7 +96,7 @@ def load_prompts(
 
 
 def parse_reference(record: Mapping[str, Any], where: str) -> Prompt:
-    """A prompt, and the reference answer that its row states, if it does."""
+    """A prompt, and the reference answer where its row has one."""
     if record.get("reference") is None:
         return parse_prompt(record, where)
     return parse_prompt({**record, "chosen": record["reference"]}, where)
@@ -109,7 +109,7 @@ def by_scorer(
     config: BenchmarkConfig,
     machine: Machine,
 ) -> list[ScoredAnswer]:
-    """By what the scorer makes of what is written, the most probable token each time."""
+    """By the scorer's score of an answer; answers take the most probable token each time."""
     answers = write(policy, renderer, prompts, config.answer_tokens, config.max_tokens, machine)
     scorer = scorer_of(config)
     scores = scores_of(

@@ -1,8 +1,8 @@
-"""What a comparison of training runs can say: t intervals and tests over seeds, Holm, power.
+"""Comparisons of training runs: t intervals and tests over seeds, Holm's correction, power.
 
-The unit is a training run, not a question: two runs that differ in nothing but their seed answer
-many questions differently, so a test on one run's questions finds differences between methods that
-are none. All numbers are in the unit of the values that come in.
+The unit is a training run, not a question: two runs that differ only in their seed answer many
+questions differently, so a test on one run's questions finds differences between methods that are
+equal. All results are in the unit of the values given.
 """
 
 import math
@@ -21,7 +21,7 @@ POWER = 0.8
 class Difference(NamedTuple):
     """A variant's mean over seeds less the baseline's, with its 95 % interval and two-sided p.
 
-    `paired`: over the seeds that both have. Interval and p-value are None where they say nothing.
+    `paired`: over the seeds that both have. Interval and p-value are None without a test.
     """
 
     mean: float
@@ -45,10 +45,10 @@ def difference(
 ) -> Difference:
     """The difference of two means over runs; the keys are seeds.
 
-    `paired` asks for a paired t test over the seeds that both have, for runs of which a seed shares
-    something, such as the order of the data; where they have fewer than two in common, and without
-    `paired`, it is Welch's (1947) test, which asks for no equal spreads. Where neither side has a
-    spread, as in coarse measures, there is no test. Raises ValueError for an empty side.
+    With `paired` it is a paired t test over the seeds that both have, for runs that share something
+    when their seed is equal, such as the order of the data. Without it, or with fewer than two
+    seeds in common, it is Welch's (1947) test, which does not assume equal spreads. Where neither
+    side has a spread, as in coarse measures, there is no test. Raises ValueError for an empty side.
     """
     if not baseline or not variant:
         raise ValueError("a difference needs a run on either side")
@@ -72,7 +72,7 @@ def difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number, in the order they came (Holm 1979).
 
-    Rejecting what is at most 0.05 then declares any false difference at all in at most 5 % of
+    Rejecting where they are at most 0.05 declares one or more false differences in at most 5 % of
     tables. 0.01, 0.04, 0.03 becomes 0.03, 0.06, 0.06.
     """
     adjusted = [0.0] * len(p_values)

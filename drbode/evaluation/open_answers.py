@@ -38,7 +38,7 @@ class OpenPrompt:
 
 @dataclass(frozen=True)
 class OpenPrompts:
-    """Prompts, each asked once, and the digest of the records they came from."""
+    """Different prompts, and the digest of the records they came from."""
 
     rows: list[OpenPrompt]
     digest: str

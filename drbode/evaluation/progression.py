@@ -20,7 +20,7 @@ from drbode.record import BASE, Measured
 
 @dataclass
 class Progression:
-    """Asks the same of a policy after each stage, and holds what came before against it."""
+    """Evaluates a policy after each stage on the same rows, and compares with the stages before."""
 
     benchmark: Benchmark
     settings: BenchmarkConfig
@@ -34,7 +34,7 @@ class Progression:
     known: dict[str, Known] = field(default_factory=dict)
 
     def answer(self, policy: Policy) -> list[Answer]:
-        """The benchmark's rows, asked now."""
+        """The policy's present answers to the benchmark's rows."""
         return benchmarks.answer(
             policy, self.renderer, self.benchmark.rows, self.settings, self.machine
         )
@@ -43,7 +43,7 @@ class Progression:
         return float(benchmarks.summarise(self.answer(policy))["accuracy"])
 
     def ask(self, after: str, policy: Policy, unchanged: bool = False) -> None:
-        """Asks everything, and writes the answers; `unchanged`: they are those of the stage before.
+        """Evaluates and writes all answers; `unchanged`: they are those of the stage before.
 
         `after` is a stage, or `BASE`.
         """
@@ -59,7 +59,7 @@ class Progression:
         record.write_jsonl(self.folder / "benchmark" / f"{after}.jsonl", rows)
 
     def result(self, after: str) -> Measured:
-        """What came of the questions after a stage, against the base and the stage before it."""
+        """The results on the questions after a stage, compared with base and stage before."""
         answers = self.answers[after]
         measured = Measured(
             summary=benchmarks.summarise(answers, self.unclean),
@@ -74,7 +74,7 @@ class Progression:
         return measured
 
     def opened(self, reward: RewardModel | None, policy: Policy) -> Mapping[str, dict[str, Any]]:
-        """What came of the open answers so far, each stage's; a reward model scores all alike."""
+        """The results on the open answers of each stage so far; one reward model scores all."""
         if self.interview is None:
             return {}
         if reward is not None:

@@ -1,4 +1,4 @@
-"""What written answers are worth: a function of the user's, or whether they say the reference."""
+"""Scores of written answers: by a function of the user, or by comparison with the reference."""
 
 import inspect
 import math
@@ -24,8 +24,8 @@ def contains_reference(
 ) -> list[float]:
     """1 where the reference's words stand in the answer, in their order and beside each other.
 
-    Without case, accents and punctuation. An answer that says much and the reference among it is
-    right; `exact_match` is stricter.
+    Without case, accents and punctuation. A long answer that contains the reference is right;
+    `exact_match` is stricter.
     """
     return [
         float(f" {_plain(reference)} " in f" {_plain(answer)} ")

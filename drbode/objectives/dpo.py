@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, relu
 class Pairs:
     """Logps of chosen and rejected completions under policy and reference, summed (nats).
 
-    Where no reference was asked its logps are 0, so that a logratio is the policy's logp.
+    Without a reference its logps are 0, so that a logratio is the policy's logp.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -55,7 +55,7 @@ class Pairs:
         )
 
 
-Loss = Callable[..., Float[Tensor, " pairs"]]  # of pairs, beta and a loss's own options
+Loss = Callable[..., Float[Tensor, " pairs"]]  # of pairs, beta and a loss's options
 
 
 def dpo_loss(
@@ -65,12 +65,12 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     options: Mapping[str, float] = MappingProxyType({}),
 ) -> Float[Tensor, " pairs"]:
-    """What a loss, one of those below or of the same form, makes of each pair.
+    """The value of a loss, one of those below or of the same form, for each pair.
 
     `label_smoothing`, in [0, 0.5), is the probability that a pair's label is flipped: the loss is
     its expectation over the flip. With `sigmoid_loss` this is conservative DPO (Mitchell 2023, "A
     note on DPO with noisy preferences"), least where sigmoid(beta margin) = 1 - label_smoothing;
-    with `ipo_loss` it is the method's own treatment of uncertain preferences, least where
+    with `ipo_loss` it is how that paper treats uncertain preferences, least where
     mean margin = (1 - 2 label_smoothing) / (2 beta).
     """
     stated = loss(pairs, beta, **options)

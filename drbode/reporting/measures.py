@@ -1,7 +1,7 @@
-"""What is known of each measure: its label, which way is better, and where it is shown.
+"""Each measure's label, which direction is better, and where it is shown.
 
-Names are those of record/measures.py without whose they are. What stands in no entry is shown all
-the same, under its plain name, among what else was measured.
+Names are those of record/measures.py without their owner (base, stage or run). A measure without an
+entry is shown as well, under its plain name.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ class Measure:
 
     @property
     def section(self) -> Section | None:
-        """Where in the ablation table it stands; None: not there, unless it is asked for."""
+        """Its place in the ablation table; None: only there where the table compares by it."""
         return next((name for name in SECTIONS if name in self.shown), None)
 
     def text(self, value: float, sign: str = "") -> str:
@@ -157,9 +157,9 @@ OWNERS = {BASE, RUN, *STAGES}
 
 
 def measure(name: str) -> Measure:
-    """How a measure is read and written; one in no entry by its plain name.
+    """How a measure is read and written; one without an entry goes by its plain name.
 
-    `accuracy/PART` is written as the accuracy that it is, `OWNER/NAME` as the measure and whose.
+    `accuracy/PART` is written as the accuracy of that part, `OWNER/NAME` as NAME of OWNER.
     """
     if (entry := MEASURES.get(name)) is not None:
         return entry
@@ -177,7 +177,7 @@ def measure(name: str) -> Measure:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Measures as their entries follow each other; those in none last."""
+    """Measures in the order of their entries; those without an entry last."""
     rank = {name: number for number, name in enumerate(MEASURES)}
 
     def place(name: str) -> int:

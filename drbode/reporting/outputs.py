@@ -6,6 +6,7 @@ from pathlib import Path
 
 from drbode.config import BadInput, WandbConfig
 from drbode.reporting import terminal
+from drbode.reporting.escape import visible
 from drbode.reporting.figures import figures
 from drbode.reporting.page import to_html
 from drbode.reporting.runs import read_runs
@@ -22,7 +23,7 @@ def report(
     """Prints the table of these records, and writes it with its figures to `folder`."""
     runs, complaints = read_runs(records)
     for complaint in complaints:
-        print(f"warning: {complaint}", file=sys.stderr)
+        print(f"warning: {visible(complaint)}", file=sys.stderr)
     if not runs:
         raise BadInput(f"folder: {folder.parent} holds no whole record of a run")
     table = build_table(runs, baseline, measure)
@@ -34,7 +35,7 @@ def report(
 
 
 def write(table: AblationTable, folder: Path) -> None:
-    """The table in every format, and its figures; files of an earlier report are written over."""
+    """The table in every format, and its figures; files of an earlier report are overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures(table)
     forms: dict[str, Callable[[], str]] = {
@@ -50,7 +51,7 @@ def write(table: AblationTable, folder: Path) -> None:
 
 
 def title(folder: Path) -> str:
-    """What the table is of: the study's name, by its folders."""
+    """The name of the study, taken from its folders."""
     named = [p for p in folder.resolve().parts if p not in ("report", "records")]
     return f"drbode: {named[-1]}"
 

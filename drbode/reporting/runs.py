@@ -1,4 +1,4 @@
-"""The records of a folder of runs, as measures that can be held against each other."""
+"""The records of a folder of runs, as measures that can be compared."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ class RunRecord:
 
     @property
     def variant(self) -> str:
-        """A digest of all that shapes the result but the seed and the number of threads."""
+        """A digest of all that shapes the result except the seed and the number of threads."""
         if self.config is None:
             return digest(sorted(self.overrides))
         tree = {k: v for k, v in self.config.items() if k != "seed"}
@@ -47,14 +47,14 @@ class RunRecord:
 
     @property
     def order(self) -> dict[str, Any]:
-        """What the order of each stage's rows follows from, beside the seed."""
+        """The settings that, with the seed, decide the order of each stage's rows."""
         config = self.config or {"stages": []}
         names = ("data", "global_batch_size", "epochs", "steps", "tokens")
         return {stage: [config[stage][name] for name in names] for stage in config["stages"]}
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
-    """The runs of these record files, the earliest first, and a sentence for each that is none."""
+    """The runs of these record files, the earliest first, and a complaint for each other file."""
     runs: list[tuple[str, RunRecord]] = []
     complaints = []
     remedy = "left out; delete it and train it again"
@@ -81,13 +81,13 @@ def record_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise BadInput(f"folder: there is no folder {folder}; give one that runs were written to")
-    found = sorted(folder.glob("*/record.json")) or sorted(folder.glob("*.json"))
-    if not found:
+    files = sorted(folder.glob("*/record.json")) or sorted(folder.glob("*.json"))
+    if not files:
         raise BadInput(
             f"folder: {folder} holds no records; expected RUN/record.json in it, as "
             "python -m drbode.train leaves them"
         )
-    return found
+    return files
 
 
 def _run(path: Path, record: Record) -> RunRecord:

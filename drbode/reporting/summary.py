@@ -1,4 +1,4 @@
-"""What a training run says of itself: its plan before it begins, its results at the end."""
+"""What a training run prints: its plan before it begins, its results at the end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,7 @@ def show_plan(config: TrainConfig, run: Run) -> None:
 
 
 def show_run(run: Run) -> None:
-    """What a finished run came to, before its first stage and after each."""
+    """The results of a finished run, before its first stage and after each."""
     record, folder = run.record, run.folder
     assert record.base is not None, "a finished run has measured its base"
     results = {"base": record.base, **record.stages}

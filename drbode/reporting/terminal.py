@@ -52,7 +52,7 @@ def show_plan(plan: Mapping[str, str]) -> None:
 
 
 def benchmark(settings: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
-    """Which questions are asked, and how, in one line."""
+    """The benchmark's questions and protocol in one line."""
     text = f"{settings.path}, {counts['questions']} questions, {settings.protocol}"
     if settings.scorer:
         text += f", scored by {settings.scorer}"
@@ -66,7 +66,7 @@ def benchmark(settings: BenchmarkConfig, counts: Mapping[str, Any]) -> str:
 
 
 def curation(counts: Mapping[str, Any]) -> str:
-    """How rows were chosen, in one line that says where fewer were left than asked for."""
+    """How rows were chosen, in one line, with a warning where there are fewer than configured."""
     text = f"{counts['by']}, {counts['chosen']} of {counts['funnel'][0]['before']} rows"
     if counts["chosen"] < counts["asked"]:
         text += f": WARNING: fewer than the {counts['asked']} asked for (sft.curation_n)"

@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import costs
 import harness
 import preferences
+import workload
 
 PEERS = {
     "trl": {"batch": "whole", "precompute": False},
@@ -32,10 +34,10 @@ PEERS = {
 
 def trl(
     arm: Mapping[str, Any],
-    setting: harness.Setting,
+    setting: workload.Setting,
     rows: list[Any],
     folder: Path,
-    clock: harness.Clock,
+    clock: costs.Clock,
 ) -> list[float]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -48,7 +50,7 @@ def trl(
             with clock.ahead():
                 return super()._precompute_ref_logps(*arguments)
 
-    network = harness.adapted(harness.make_network(setting, folder), setting, "CAUSAL_LM")
+    network = workload.adapted(workload.make_network(setting, folder), setting, "CAUSAL_LM")
     data = Dataset.from_list(
         [
             {"prompt_ids": tree.prompt, "chosen_ids": chosen.ids, "rejected_ids": rejected.ids}
@@ -56,13 +58,13 @@ def trl(
             for chosen, rejected in [tree.completions]
         ]
     )
-    words = harness.tokenizer(setting)
+    words = workload.tokenizer(setting)
     clock.loaded()
     trainer = Tokenised(
         network,
         args=DPOConfig(
-            **harness.trl_settings(setting, folder),
-            **harness.batches(setting)[arm["batch"]],
+            **workload.trl_settings(setting, folder),
+            **workload.batches(setting)[arm["batch"]],
             precompute_ref_log_probs=arm["precompute"],
             max_length=None,  # none is cut
             beta=0.1,
@@ -73,11 +75,11 @@ def trl(
     return harness.train(trainer, clock)
 
 
-WORK = harness.Work(
+WORK = workload.Work(
     stage="dpo",
     unit="pairs",
     peers=PEERS,
-    targets=(harness.Target("trl", 16), harness.Target("trl precomputed", 10, 4)),
+    targets=(workload.Target("trl", 16), workload.Target("trl precomputed", 10, 4)),
     trees=preferences.trees,
     peer=trl,
     head=True,

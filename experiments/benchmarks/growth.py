@@ -26,8 +26,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import costs
 import harness
 import sft
+import workload
 
 ROW = 128  # tokens of a row
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -69,10 +71,10 @@ def trained(curve: str, value: int, folder: Path, began: float) -> Point:
         rows, rows_a_step, max_tokens = 128, value // ROW, value
     elif curve == "vocabulary":
         shape = f"small, {value} ids"
-        harness.SHAPES[shape] = replace(harness.SHAPES["small"], vocabulary=value)
+        workload.SHAPES[shape] = replace(workload.SHAPES["small"], vocabulary=value)
     else:
         rank = value
-    setting = harness.Setting(
+    setting = workload.Setting(
         shape, "cpu", "lora", rank, rows, rows_a_step, row_tokens=ROW, max_tokens=max_tokens
     )
     run = harness.run_arm(sft.WORK, "drbode", setting, folder, began)
@@ -109,8 +111,8 @@ def evaluated(curve: str, value: int, folder: Path, began: float) -> Point:
     renderer = Renderer(policy.tokenizer, policy.context)
     machine = Machine("cpu", "32-true", "fp32", "sdpa", torch.get_num_threads())
     benchmarks.answer(policy, renderer, questions[:8], config, machine)
-    setting = harness.Setting("small", "cpu", "lora", 16, len(questions), 1, None, None)
-    clock = harness.Clock(setting, began)
+    setting = workload.Setting("small", "cpu", "lora", 16, len(questions), 1, None, None)
+    clock = costs.Clock(setting, began)
     clock.loaded()
     clock.start()
     answers = benchmarks.answer(policy, renderer, questions, config, machine)
@@ -124,7 +126,7 @@ def evaluated(curve: str, value: int, folder: Path, began: float) -> Point:
     shared = [0, *(answer.shared for answer in answers[1:])]
     trees = [t._replace(prompt=t.prompt[n:]) for t, n in zip(trees, shared, strict=True)]
     sizes = policy.model.config
-    shape = harness.Shape(
+    shape = workload.Shape(
         sizes.hidden_size,
         sizes.intermediate_size,
         sizes.num_hidden_layers,
@@ -133,7 +135,7 @@ def evaluated(curve: str, value: int, folder: Path, began: float) -> Point:
         sizes.head_dim,
         sizes.vocab_size,
     )
-    floor = sum(harness.forward(shape, trees)) / harness.matrix_rate(setting)
+    floor = sum(costs.forward(shape, trees)) / costs.matrix_rate(setting)
     tokens = sum(tree.tokens for tree in trees)
     return Point(curve, value, clock.seconds, tokens, peak - clock.loaded_gib, floor)
 
@@ -274,7 +276,7 @@ def main() -> None:
     record = {
         "benchmark": "growth",
         **harness.machine(LIBRARIES),
-        "shape": asdict(harness.SHAPES["small"]),
+        "shape": asdict(workload.SHAPES["small"]),
         "rounds": [[asdict(point) for point in points] for points in rounds],
     }
     words.output.parent.mkdir(exist_ok=True)

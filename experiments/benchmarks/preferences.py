@@ -3,20 +3,20 @@
 import random
 from typing import Any
 
-import harness
+import workload
 
-PROMPT: harness.Lengths = (4.8, 0.4, 40, 300)
-COMPLETION: harness.Lengths = (3.4, 0.6, 5, 150)
+PROMPT: workload.Lengths = (4.8, 0.4, 40, 300)
+COMPLETION: workload.Lengths = (3.4, 0.6, 5, 150)
 
 
-def trees(setting: harness.Setting) -> list[Any]:
+def trees(setting: workload.Setting) -> list[Any]:
     """A prompt, its chosen completion and its rejected one; `row_tokens` is all three's."""
     from drbode.trees import Tree
 
-    draw = random.Random(harness.SEED)
-    vocabulary = harness.SHAPES[setting.shape].vocabulary
+    draw = random.Random(workload.SEED)
+    vocabulary = workload.SHAPES[setting.shape].vocabulary
 
-    def lengths() -> list[harness.Lengths]:
+    def lengths() -> list[workload.Lengths]:
         if setting.row_tokens is None:
             return [PROMPT, COMPLETION, COMPLETION]
         side = setting.row_tokens // 6  # the prompts are about four times as long as a completion
@@ -25,8 +25,8 @@ def trees(setting: harness.Setting) -> list[Any]:
 
     def pair() -> Any:
         prompt, chosen, rejected = (
-            harness.draw_ids(draw, length, vocabulary) for length in lengths()
+            workload.draw_ids(draw, length, vocabulary) for length in lengths()
         )
-        return Tree(prompt, [harness.completion(chosen), harness.completion(rejected)])
+        return Tree(prompt, [workload.completion(chosen), workload.completion(rejected)])
 
     return [pair() for _ in range(setting.rows)]

@@ -17,18 +17,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import costs
 import harness
 import preferences
+import workload
 
 PEERS = {"trl": {"batch": "whole"}, "trl single": {"batch": "single"}}
 
 
 def trl(
     arm: Mapping[str, Any],
-    setting: harness.Setting,
+    setting: workload.Setting,
     rows: list[Any],
     folder: Path,
-    clock: harness.Clock,
+    clock: costs.Clock,
 ) -> list[float]:
     import torch
     from datasets import Dataset
@@ -39,14 +41,14 @@ def trl(
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
             return dataset
 
-    base = harness.make_network(setting, folder)
+    base = workload.make_network(setting, folder)
     base.config.num_labels = 1
     with torch.device("meta"):
         network = Qwen3ForSequenceClassification(base.config)
     network.model = base.model
     # Of the scalar head no draw is kept: `adapted` puts it to zero.
     network.score = torch.nn.Linear(base.config.hidden_size, 1, bias=False, device=setting.device)
-    network = harness.adapted(network, setting, "SEQ_CLS")
+    network = workload.adapted(network, setting, "SEQ_CLS")
     data = Dataset.from_list(
         [
             {"chosen_ids": tree.prompt + chosen.ids, "rejected_ids": tree.prompt + rejected.ids}
@@ -54,13 +56,13 @@ def trl(
             for chosen, rejected in [tree.completions]
         ]
     )
-    words = harness.tokenizer(setting)
+    words = workload.tokenizer(setting)
     clock.loaded()
     trainer = Tokenised(
         network,
         args=RewardConfig(
-            **harness.trl_settings(setting, folder),
-            **harness.batches(setting)[arm["batch"]],
+            **workload.trl_settings(setting, folder),
+            **workload.batches(setting)[arm["batch"]],
             max_length=None,  # none is cut
         ),
         train_dataset=data,
@@ -69,11 +71,11 @@ def trl(
     return harness.train(trainer, clock)
 
 
-WORK = harness.Work(
+WORK = workload.Work(
     stage="reward",
     unit="pairs",
     peers=PEERS,
-    targets=(harness.Target("trl", 10, 4),),
+    targets=(workload.Target("trl", 10, 4),),
     trees=preferences.trees,
     peer=trl,
     head=False,

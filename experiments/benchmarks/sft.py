@@ -19,10 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import costs
 import harness
+import workload
 
-PROMPT: harness.Lengths = (3.6, 0.6, 8, 200)
-COMPLETION: harness.Lengths = (4.2, 0.7, 8, 400)
+PROMPT: workload.Lengths = (3.6, 0.6, 8, 200)
+COMPLETION: workload.Lengths = (4.2, 0.7, 8, 400)
 
 PEERS = {
     "trl": {"batch": "whole"},
@@ -31,35 +33,35 @@ PEERS = {
 }
 
 
-def trees(setting: harness.Setting) -> list[Any]:
+def trees(setting: workload.Setting) -> list[Any]:
     from drbode.trees import Tree
 
-    draw = random.Random(harness.SEED)
-    vocabulary = harness.SHAPES[setting.shape].vocabulary
+    draw = random.Random(workload.SEED)
+    vocabulary = workload.SHAPES[setting.shape].vocabulary
 
     def row() -> Any:
         if setting.row_tokens is None:
-            prompt = harness.draw_ids(draw, PROMPT, vocabulary)
+            prompt = workload.draw_ids(draw, PROMPT, vocabulary)
             return Tree(
-                prompt, [harness.completion(harness.draw_ids(draw, COMPLETION, vocabulary))]
+                prompt, [workload.completion(workload.draw_ids(draw, COMPLETION, vocabulary))]
             )
-        ids = [draw.randrange(harness.SPECIAL, vocabulary) for _ in range(setting.row_tokens)]
-        return Tree(ids[:1], [harness.completion(ids[1:])])
+        ids = [draw.randrange(workload.SPECIAL, vocabulary) for _ in range(setting.row_tokens)]
+        return Tree(ids[:1], [workload.completion(ids[1:])])
 
     return [row() for _ in range(setting.rows)]
 
 
 def trl(
     arm: Mapping[str, Any],
-    setting: harness.Setting,
+    setting: workload.Setting,
     rows: list[Any],
     folder: Path,
-    clock: harness.Clock,
+    clock: costs.Clock,
 ) -> list[float]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    network = harness.adapted(harness.make_network(setting, folder), setting, "CAUSAL_LM")
+    network = workload.adapted(workload.make_network(setting, folder), setting, "CAUSAL_LM")
     data = Dataset.from_list(
         [
             {
@@ -70,13 +72,13 @@ def trl(
             for completion in tree.completions
         ]
     )
-    words = harness.tokenizer(setting)
+    words = workload.tokenizer(setting)
     clock.loaded()
     trainer = SFTTrainer(
         network,
         SFTConfig(
-            **harness.trl_settings(setting, folder),
-            **harness.batches(setting)[arm["batch"]],
+            **workload.trl_settings(setting, folder),
+            **workload.batches(setting)[arm["batch"]],
             padding_free=arm.get("padding_free", False),
             max_length=None,  # none is cut
             completion_only_loss=True,
@@ -87,14 +89,14 @@ def trl(
     return harness.train(trainer, clock)
 
 
-WORK = harness.Work(
+WORK = workload.Work(
     stage="sft",
     unit="rows",
     peers=PEERS,
     targets=(
-        harness.Target("trl", 10),
-        harness.Target("trl packed", 4, 2),
-        harness.Target("trl single", 4, 2),
+        workload.Target("trl", 10),
+        workload.Target("trl packed", 4, 2),
+        workload.Target("trl single", 4, 2),
     ),
     trees=trees,
     peer=trl,

@@ -16,7 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import costs
 import harness
+import workload
 
 WORKS = ("sft", "dpo", "reward")
 STEP = 2  # is profiled, from 0 on
@@ -40,7 +42,7 @@ def kind(event: Any, rank: int) -> str:
     return "LoRA's products" if small else "layers' products"
 
 
-def profiled(name: str, setting: harness.Setting, folder: Path, began: float) -> dict[str, Any]:
+def profiled(name: str, setting: workload.Setting, folder: Path, began: float) -> dict[str, Any]:
     """Seconds of each kind of operation in one step, and its floor."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -59,16 +61,16 @@ def profiled(name: str, setting: harness.Setting, folder: Path, began: float) ->
             seconds[kind(event, setting.rank)] += event.self_cpu_time_total / 1e6
 
     TrainingModule.training_step = training_step  # type: ignore[method-assign]
-    harness.run_drbode(work, setting, folder, harness.Clock(setting, began))
+    harness.run_drbode(work, setting, folder, costs.Clock(setting, began))
     at = STEP * setting.rows_a_step
-    trees = harness.in_order(work, setting)[at : at + setting.rows_a_step]
+    trees = workload.in_order(work, setting)[at : at + setting.rows_a_step]
     learning = replace(work, forward=0)  # a pass ahead of the steps is not in it
-    operations = harness.operations(learning, "drbode", setting, trees)
+    operations = costs.operations(learning, "drbode", setting, trees)
     return {
         "tokens": sum(tree.tokens for tree in trees),
         "predicted": sum(tree.supervised for tree in trees) if work.head else 0,
         "seconds": seconds,
-        "floor": operations / harness.matrix_rate(setting),
+        "floor": operations / costs.matrix_rate(setting),
     }
 
 
@@ -93,14 +95,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", choices=tuple(harness.SHAPES), default="small")
+    parser.add_argument("--shape", choices=tuple(workload.SHAPES), default="small")
     parser.add_argument("--rows-a-step", type=int, default=8, help="of them in an optimizer step")
     parser.add_argument("--output", type=Path, help="file of the record")
     for hidden, type_ in (("--work", str), ("--folder", Path), ("--began", float)):
         parser.add_argument(hidden, type=type_, help=argparse.SUPPRESS)
     words = parser.parse_args()
     rows = (STEP + 1) * words.rows_a_step
-    setting = harness.Setting(words.shape, "cpu", "lora", 16, rows, words.rows_a_step, None, None)
+    setting = workload.Setting(words.shape, "cpu", "lora", 16, rows, words.rows_a_step, None, None)
     if words.work is not None:  # the process of one profile
         result = profiled(words.work, setting, words.folder, words.began)
         (words.folder / harness.RESULT).write_text(json.dumps(result))

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from drbode import chat
 from drbode.reporting import plots, terminal
 from drbode.reporting.escape import for_latex, for_markdown, for_plot, visible
 from drbode.reporting.figures import figures
@@ -124,10 +123,3 @@ def test_plots_of_a_run_draw_names_with_dollar_signs(tmp_path: Path) -> None:
 def test_each_format_escapes_what_it_gives_a_meaning() -> None:
     assert for_markdown("a|b <script> p <0.001\nc") == "a\\|b &lt;script> p <0.001 c"
     assert for_latex("50 % of a_b\n\\x") == r"50 \% of a\_b \textbackslash{}x"
-
-
-def test_what_a_model_says_in_a_chat_does_not_control_the_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    chat.show_piece("olá \x1b]0;x\x07\n")
-    assert capsys.readouterr().out == "olá \\x1b]0;x\\x07\n"
