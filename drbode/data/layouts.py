@@ -214,7 +214,7 @@ def _shared(value: Any) -> bool:
 def _spoken(turn: Any, where: str, name: str, number: int) -> Row:
     """A turn of ShareGPT as a message."""
     if not isinstance(turn, Mapping) or "from" not in turn:
-        return turn  # type: ignore[no-any-return]  # for the parser of conversations to refuse
+        return turn  # for the parser of conversations to refuse
     speaker = str(turn["from"])
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     return {**rest, "role": SPEAKERS.get(speaker.lower(), speaker), "content": turn.get("value")}
