@@ -356,14 +356,19 @@ class Renderer:
         """Ids of a rendered text; `_literal`'s marks become the text that they stand for."""
         if LITERAL[0] not in text:
             return list(self._held(text))
+        # Control tokens are told apart first, as the tokenizer does; what lies between is text.
         ids: list[int] = []
-        for number, part in enumerate(LITERALS.split(text)):
-            if number % 2 == 0:
-                ids += self._held(part)
-            else:
-                ids += self.tokenizer(
-                    self._special[int(part)], add_special_tokens=False, split_special_tokens=True
-                )["input_ids"]
+        start = 0
+        for control in [*self._special_pattern.finditer(text), None]:
+            part = text[start : control.start() if control else len(text)]
+            part = LITERALS.sub(lambda mark: self._special[int(mark[1])], part)
+            if part:
+                ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)[
+                    "input_ids"
+                ]
+            if control:
+                ids.append(self.tokenizer.convert_tokens_to_ids(control[0]))
+                start = control.end()
         return ids
 
     def _template(self, messages: Sequence[Message], generate: bool = True) -> str:

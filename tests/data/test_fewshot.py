@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from drbode import config
 from drbode.config import BadInput, BenchmarkConfig
 from drbode.data import bodinho
-from drbode.data.fewshot import with_examples
+from drbode.data.fewshot import PositiveBM25, with_examples
 from drbode.data.prompts import Renderer
 from drbode.data.rows import Message, Question, parse_question
 from drbode.models.base import bodinho_folder
@@ -162,3 +162,13 @@ def test_a_template_read_once_gives_what_it_gives_turn_by_turn() -> None:
             numbers = [1, 3, 5, 7]
             expected = [renderer._template(own[:n]) for n in numbers]
             assert renderer._openings(own, numbers) == expected
+
+
+def test_the_question_asked_alike_is_found_in_a_small_pool() -> None:
+    """Words of half of the pool and more keep a positive weight."""
+    pool = ["qual a causa da dengue", "qual a causa da gripe", "qual a dose"]
+    index = PositiveBM25([stem.split() for stem in pool])
+    assert min(index.idf.values()) > 0
+    scores = list(index.get_scores(["qual", "a", "causa", "da", "gripe"]))
+    assert scores.index(max(scores)) == 1
+    assert scores[0] > scores[2] > 0

@@ -15,8 +15,11 @@ from drbode.data.splits import StageRows
 from drbode.evaluation.benchmarks import load_benchmark
 from tests.data.test_steps import Words
 
-CHAT = [{"role": "user", "content": "febre?"}, {"role": "assistant", "content": "dengue."}]
-SFT = [{"data": CHAT, "tokens": 12, "score": 0.5} for _ in range(4)]
+BOT = {"role": "assistant", "content": "dengue."}
+SFT = [
+    {"data": [{"role": "user", "content": f"febre {n}?"}, BOT], "tokens": 12, "score": 0.5}
+    for n in range(4)
+]
 PAIRS = [{"prompt": f"q{n}", "chosen": "sim", "rejected": "não", "subject": "x"} for n in range(4)]
 QUESTION = {
     "origem": "Revalida",
@@ -126,8 +129,8 @@ def test_rows_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None:
     columns = sources.Columns(("data",))
     rows = sources.read("chat", path, "train", None, "sft.data.path", columns=columns)
     assert not isinstance(rows, list)
-    assert (len(rows), rows[1:3][0]) == (4, (f"{path} train row 2", {"data": CHAT}))
-    assert next(iter(sources.sample(rows, 2, 0)))[1] == {"data": CHAT}
+    assert (len(rows), rows[1:3][0]) == (4, (f"{path} train row 2", {"data": SFT[1]["data"]}))
+    assert next(iter(sources.sample(rows, 2, 0)))[1] == {"data": SFT[1]["data"]}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "json", "file"])
@@ -138,7 +141,7 @@ def test_rows_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None:
 def test_a_missing_column_is_named_beside_those_there(
     stage: Any, missing: str, found: str, kind: str, tmp_path: Path
 ) -> None:
-    plain = {"data": CHAT} if stage == "sft" else PAIRS[0]
+    plain = {"data": SFT[1]["data"]} if stage == "sft" else PAIRS[0]
     renamed = {"data": "mensagens", "rejected": "ruim", "subject": None}
     row = {renamed.get(name, name): value for name, value in plain.items()}
     row.pop(None, None)
