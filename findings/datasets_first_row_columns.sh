@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # datasets drops every column that the first row lacks.
 #
-# Expected: Dataset.from_list and Dataset.from_generator make a column of each key that some row has,
-# with None where a row lacks it (as they do for a key that a later row lacks, and as
+# Expected: Dataset.from_list and Dataset.from_generator make a column of each key that some row
+# has, with None where a row lacks it (as they do for a key that a later row lacks, and as
 # load_dataset("json") does for the same rows).
 # What happens: the keys of the first row are the columns. Other keys are thrown away with their
-# values; no error, no warning (from_generator fails where a batch written later has them). Inside a nested dict it is the other way round: there the keys of all rows are united, and
-# each row gets the others' keys with None.
+# values; no error, no warning (from_generator fails where a batch written later has them). Inside a
+# nested dict it is the other way round: there the keys of all rows are united, and each row gets
+# the others' keys with None.
 # With: datasets 5.2.0, pyarrow 26.0.1.
-# Whom it hurts: chat and preference data, where keys are optional. If the first row has no "system",
-# no "weight" or no "tools", no row has; training goes on without them. A tool call's arguments come
-# back with every other tool's arguments as null, and chat templates print those into the prompt.
+# Whom it hurts: chat and preference data, where keys are optional. If the first row has no
+# "system", no "weight" or no "tools", no row has; training goes on without them. A tool call's
+# arguments come back with every other tool's arguments as null, and chat templates print those into
+# the prompt.
 # What avoids it: give the first row all keys (None will do), or pass features=, with which
 # from_generator keeps them and from_list fails aloud; keep nested arguments as JSON text.
 #

@@ -2,17 +2,19 @@
 # An adapter that began with peft's fast PiSSA (pissa_niter_N) is another model once it is loaded.
 #
 # Expected: save_pretrained and PeftModel.from_pretrained onto the same base give the same logits.
-# What happens: PiSSA takes the adapter's start out of the base's weights. Loading does that again, by
-# a new singular value decomposition, and then puts the trained tensors in. With "pissa" the
-# decomposition is exact and comes out the same. With "pissa_niter_4" it begins at random vectors, so
-# another part is taken out of the base than in training: base and adapter no longer belong together.
-# On weights with a flat spectrum (drawn at random) the logits move back and forth by nearly half of
-# what training moved them; with a spectrum that falls it is less and still there. Nothing is said.
+# What happens: PiSSA takes the adapter's start out of the base's weights. Loading does that again,
+# by a new singular value decomposition, and then puts the trained tensors in. With "pissa" the
+# decomposition is exact and comes out the same. With "pissa_niter_4" it begins at random vectors,
+# so another part is taken out of the base than in training: base and adapter no longer belong
+# together. On weights with a flat spectrum (drawn at random) the logits move back and forth by
+# nearly half of what training moved them; with a spectrum that falls it is less and still there.
+# Nothing is said.
 # With: torch 2.13.0, peft 0.21.2, transformers 5.23.0.
 # Whom it hurts: the fast variant is what peft's documentation offers where the exact one takes too
-# long, so for large models. What was validated during training is not what is later loaded, evaluated or resumed from.
-# What avoids it: "pissa"; or saving with path_initial_model_for_weight_conversion, which makes a LoRA
-# on the unchanged base; or merging before saving.
+# long, so for large models. What was validated during training is not what is later loaded,
+# evaluated or resumed from.
+# What avoids it: "pissa"; or saving with path_initial_model_for_weight_conversion, which makes a
+# LoRA on the unchanged base; or merging before saving.
 #
 # Printed:
 #

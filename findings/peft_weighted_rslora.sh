@@ -4,14 +4,16 @@
 # Expected: a combination of one adapter with weight 1.0 is that adapter, and a combination of two
 # with 0.5 and 0.5 is their mean, as it is for plain LoRA.
 # What happens: the scaling of each source is multiplied into its matrices, and the new adapter gets
-# lora_alpha = r so that its own scaling is 1. It is lora_alpha / r only without rsLoRA: use_rslora is
-# copied from the first source, so the new scaling is r / sqrt(r) = sqrt(r). All combination types
-# are alike; "cat" adds up the ranks and is off by the root of the sum. Nothing is said.
+# lora_alpha = r so that its own scaling is 1. It is lora_alpha / r only without rsLoRA: use_rslora
+# is copied from the first source, so the new scaling is r / sqrt(r) = sqrt(r). All combination
+# types are alike; "cat" adds up the ranks and is off by the root of the sum. Nothing is said.
 # With: torch 2.13.0, peft 0.21.2.
-# Whom it hurts: rsLoRA is for high ranks, where the error is largest: 8 times too strong at r = 64, 16
-# times at 256. Merges of adapters (checkpoint averages, task arithmetic) look broken or overtrained.
-# What avoids it: divide the weights by the root of the new adapter's rank; or, just before combining,
-# model.peft_config[first].use_rslora = False, which leaves the scaling of the layers there as it is.
+# Whom it hurts: rsLoRA is for high ranks, where the error is largest: 8 times too strong at r = 64,
+# 16 times at 256. Merges of adapters (checkpoint averages, task arithmetic) look broken or
+# overtrained.
+# What avoids it: divide the weights by the root of the new adapter's rank; or, just before
+# combining, model.peft_config[first].use_rslora = False, which leaves the scaling of the layers
+# there as it is.
 #
 # Printed:
 #

@@ -4,8 +4,8 @@
 # Expected: a test that gave no p-value (NaN: two identical samples, an empty group) is either
 # refused, or left out, and the other hypotheses are corrected as if it had not been there.
 # What happens, without an error and by the method chosen:
-# - holm and holm-sidak (the default), wherever all other hypotheses are rejected,
-#   report the NaN as rejected too: a significant difference for which there is no p-value;
+# - holm and holm-sidak (the default), wherever all other hypotheses are rejected, report the NaN as
+#   rejected too: a significant difference for which there is no p-value;
 # - the NaN counts as a hypothesis, so the others pay for it (0.06 below becomes 0.09);
 # - simes-hochberg, hommel, fdr_bh and fdr_by make every adjusted p-value NaN; hommel then rejects
 #   nothing at all, while the others still reject some, fewer than without the NaN.
