@@ -4,10 +4,10 @@
 # Expected: `revision: 2714e31` is the text of seven hex digits that it looks like; PyYAML's
 # safe_load says so too. And a field that a structured config declares as `str` keeps the text.
 # What happens: OmegaConf adds a float rule of its own to YAML, so that 1e-3 is a number. Digits,
-# one e and digits are one as well: 2714e31 is 2.714e+34 and 3e37952 is inf. Digits that begin with
-# 0 are octal in a file (0426465 becomes 142645), though text on hydra's command line. Where the
-# field is typed str the number is turned back into text: "2.714e+34", "inf", "142645". Nothing is
-# said.
+# one e and digits are one as well: 2714e31 is 2.714e+34 and 3e37952 is inf. Digits up to 7 after a
+# 0 are octal in a file, as for PyYAML (0426465 becomes 142645), though text on hydra's command
+# line. Where the field is typed str the number is turned back into text: "2.714e+34", "inf",
+# "142645". Nothing is said.
 # With: omegaconf 2.3.1, hydra-core 1.3.8, PyYAML 6.0.4.
 # Whom it hurts: configs and sweeps that pin a model, data set or git revision by its short id, or
 # name a run by a hash. 1 in 50 fails much later as "revision 2.714e+34 not found", or makes folders
