@@ -2,13 +2,14 @@
 # Packed rows attend to each other or not by use_cache, in training, with the same position_ids.
 #
 # Expected: transformers' DataCollatorWithFlattening lays rows end to end and gives position_ids
-# that begin again at each; the model keeps the rows apart, as the collator's documentation
-# promises. A setting about the key-value cache, or an attention mask of nothing but ones, changes
-# no logits.
+# that begin again at each, by which the model's attention keeps the rows apart, or does not where
+# it is not able to (of that the collator's documentation warns). Neither a setting about the
+# key-value cache nor an attention mask of nothing but ones changes logits.
 # What happens: rows are told apart by position_ids only where there is neither an attention mask
 # nor a cache. use_cache is True by default, also in train mode, and makes a cache in every forward:
 # then each row attends to all rows before it. Gradient checkpointing turns the cache off, and with
-# it the leak: it changes the loss. A mask of ones brings the leak back. Nothing is said.
+# it the leak: it changes the loss. A mask of ones brings the leak back. Nothing is said of the
+# rows.
 # With: torch 2.13.0, transformers 5.23.0, attention sdpa (eager is alike).
 # Whom it hurts: training loops of one's own (Trainer and trl set use_cache=False themselves, so
 # what is taken from them works there and leaks here): rows see foreign rows, a run with
