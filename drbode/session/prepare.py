@@ -70,27 +70,14 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
         benchmark=benchmark,
         settings=config.benchmark,
         general=general,
-        interview=None
-        if prompts is None
-        else Interview(
-            prompts,
-            machine,
-            config.open.max_new_tokens,
-            config.benchmark.max_tokens,
-            config.open.scorer,
-        ),
+        interview=None if prompts is None else _interview(config, prompts, machine),
         renderer=renderer,
         machine=machine,
         folder=run.folder,
         unclean=check.unclean(),
     )
     inputs = Inputs(
-        stages={
-            stage: {"train": asdict(train), "validation": asdict(held_out) if held_out else None}
-            for stage, (train, held_out) in (
-                (stage, (a.ledger, b.ledger if b else None)) for stage, (a, b) in splits.items()
-            )
-        },
+        stages={stage: _ledgers(*both) for stage, both in splits.items()},
         benchmark=benchmark.as_dict(),
         contamination=check.as_dict(),
         general=general.as_dict(),
@@ -100,6 +87,18 @@ def prepare(config: TrainConfig, run: Run) -> Prepared:
     encoder = config.model_kind == "encoder"
     end = policy.tokenizer.sep_token_id if encoder else renderer.turn_end[1]
     return Prepared(machine, blocks, policy, splits, check, progression, end, inputs)
+
+
+def _interview(config: TrainConfig, prompts: OpenPrompts, machine: Machine) -> Interview:
+    """The open prompts, ready to be put to the model after each stage."""
+    limit, batch = config.open.max_new_tokens, config.benchmark.max_tokens
+    return Interview(prompts, machine, limit, batch, config.open.scorer)
+
+
+def _ledgers(train: Split, validation: Split | None) -> dict[str, Any]:
+    """What became of a stage's rows, as plain data."""
+    held_out = None if validation is None else asdict(validation.ledger)
+    return {"train": asdict(train.ledger), "validation": held_out}
 
 
 def load(config: TrainConfig, machine: Machine, quantized: bool) -> Policy:
