@@ -129,6 +129,7 @@ def test_how_often_mlm_validates_changes_no_draw(tmp_path: Path) -> None:
 # --- a run that was killed ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_open_answers_and_repeats_no_metric(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
