@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, overload
 
 from drbode.config import BadInput, RowKind
 from drbode.config.blocks import Layout
+from drbode.data.rows import parse_chat
 from drbode.data.sources import Columns, Picked, Record
 
 Row = Mapping[str, Any]
@@ -180,6 +181,8 @@ def _chat(row: Row, where: str, column: str, turns: Any, name: str) -> Row:
             "would be learned for another prompt; leave the row out"
         )
     _refuse_weight(row, where)
+    if name != column and name in ("messages", "conversations"):
+        parse_chat({name: turns}, where, name)  # complaints name the row's field, not ours
     system = row.get("system")
     if isinstance(system, str) and system.strip() and isinstance(turns, list) and turns:
         first = turns[0]

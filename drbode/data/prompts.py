@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from drbode.config import BadInput
 from drbode.data.rows import Chat, Message, Pair, Prompt, Question, Text
 from drbode.trees import Completion, Tree
@@ -377,9 +379,15 @@ class Renderer:
                 "model.chat_template: the tokenizer of model.path has none; give a Jinja file"
             )
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        text: str = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+            )
+        except TemplateError as error:
+            roles = ", ".join(m.role for m in messages)
+            raise BadInput(
+                f"model.chat_template: the template does not render turns of {roles} ({error})"
+            ) from None
         return text
 
 

@@ -259,6 +259,20 @@ class _OnDisk(Sequence[Record], ABC):
         return Picked(self, every[index]) if isinstance(index, slice) else self.record(every[index])
 
 
+class Sound(_OnDisk):
+    """Those of a source's records that can be read: a source by itself, not a part of one."""
+
+    def __init__(self, records: Sequence[Record], indices: Sequence[int]) -> None:
+        self.records = records
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        return self.records[self.indices[index]]
+
+
 class _LineRecords(_OnDisk):
     """A line a record; held in memory are 12 bytes of each: where it begins, and its number."""
 

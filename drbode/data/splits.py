@@ -409,7 +409,7 @@ def without_bad(
             sound.append(number)
     if isinstance(records, layouts.Uniform):
         return records.picked(sound), bad
-    return sources.Picked(records, sound), bad
+    return sources.Sound(records, sound), bad
 
 
 # Where a row stands, before a complaint about it.

@@ -190,7 +190,7 @@ def test_a_last_turn_that_is_context_is_left_off(renderer: Renderer) -> None:
     ("row", "words"),
     [
         ({"data": [user("a"), bot("b", reasoning_content="penso")]}, ["turn 2", "reasoning_con"]),
-        ({"messages": [user("a"), bot("b", tool_calls=[{}])]}, ["turn 2", "tool_calls"]),
+        ({"messages": [user("a"), bot("b", tool_calls=[{}])]}, ["messages, turn 2", "tool_calls"]),
         ({"data": [user("a"), {"role": "tool", "content": "x"}, bot("b")]}, ["turn 2", "'tool'"]),
         ({"data": [user("a"), bot("b")], "tools": [{"name": "f"}]}, ["tools", "not rendered"]),
         ({"data": [user("a"), bot("b", weight=0.5)]}, ["turn 2", "weight", "0.5"]),
@@ -321,3 +321,15 @@ def test_a_missing_cell_is_no_text(tmp_path: Path) -> None:
 def test_a_preferences_rows_parse_as_they_did() -> None:
     row = {"prompt": [user("a")], "chosen": [user("a"), bot("b")], "rejected": "c"}
     assert parse_pair(row, "x") == Pair((Message("user", "a"),), "b", "c", "x")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system') }}", "{% for m in messages %}{{ m.role }"]
+)
+def test_a_template_that_fails_is_one_sentence(template: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bodinho_folder())
+    tokenizer.chat_template = template
+    with pytest.raises(BadInput, match=r"model.chat_template: the template does not render turns"):
+        Renderer(tokenizer, 64).chat(Chat((Message("user", "a"), Message("assistant", "b")), "x"))
