@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import drbode.session.session  # noqa: F401 -- before any test puts a fake in place of its parts
 from drbode import config, evaluate, train
 from drbode.models import base
 from tests.conftest import NO_GENERAL
