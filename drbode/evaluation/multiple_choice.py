@@ -14,7 +14,7 @@ from drbode.config import BadInput, BenchmarkConfig
 from drbode.data import fewshot, sources
 from drbode.data.bodinho import Conditions
 from drbode.data.prompts import Rendered, Renderer
-from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_question
+from drbode.data.rows import QUESTION, QUESTION_OPTIONAL, Question, parse_questions
 from drbode.evaluation.benchmarks import Answer, Benchmark, Forecast
 from drbode.evaluation.parser import first_letter, stated_letter
 from drbode.models.base import Policy
@@ -124,7 +124,7 @@ def load_questions(
         sources.Columns(QUESTION, QUESTION_OPTIONAL),
     )
     records = sources.sample(records, config.questions, seed=0)
-    questions = [parse_question(fields, where) for where, fields in records]
+    questions, _ = parse_questions(records)
     seen: dict[tuple[str, ...], Question] = {}
     for question in questions:
         same = (question.stem, question.image or "", *sorted(question.alternatives.values()))

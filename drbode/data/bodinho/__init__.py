@@ -81,7 +81,7 @@ def medical(conditions: Conditions = "default") -> tuple[list[Fact], dict[str, F
     """
     subjects = {
         row["condition"]: (Subject(row["condition"], row["article"]), EXAMS[row["seen_in"]])
-        for row in csv.DictReader(_file("conditions.csv").splitlines())
+        for row in csv.DictReader(_file("conditions.csv").split("\n"))
         if conditions == "all" or row["subset"] == "default"
     }
     facts = [
@@ -92,7 +92,7 @@ def medical(conditions: Conditions = "default") -> tuple[list[Fact], dict[str, F
             frozenset(v for v in row["also_true"].split("|") if v),
             subjects[row["condition"]][1],
         )
-        for row in csv.DictReader(_file("facts.csv").splitlines())
+        for row in csv.DictReader(_file("facts.csv").split("\n"))
         if row["condition"] in subjects
     ]
     return facts, forms(tables("medical")["relations"])
