@@ -205,6 +205,7 @@ def test_stages_may_be_given_as_one_word_and_keep_their_order() -> None:
         (["~model.learning_rates.lora.sft"], ["sft.learning_rate", "finds no value"]),
         (["+lora.rang=3"], ["lora.rang", "no such key"]),
         (["lora=3"], ["lora", "a block of keys"]),
+        (["model.path=x/y", "model.revision=2714e31"], ["model.revision", "in quotes", "...\"'"]),
         (["method=full", "lora.r=3"], ["lora.r", "method full", "does not read lora"]),
         (
             ["stages=cpt", "cpt.replay.path=b.jsonl"],

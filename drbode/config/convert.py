@@ -74,6 +74,9 @@ def _convert(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     ok, result = _convert_scalar(kind, value)
     if not ok:
         near = nearest(str(value), _choices(kind))
+        if _takes_text(kind) and isinstance(value, int | float):
+            # Of a commit id such as 2714e31 the command line makes a number.
+            near = f"; text that reads as a number is put in quotes: '{key}=\"...\"'"
         problems.append(f"{key}: expected {_describe(kind)}, got {shown(value)}{near}")
     return result
 
@@ -154,6 +157,11 @@ def _describe(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     names |= {Any: "value"}
     return "null" if kind is type(None) else names.get(kind, str(kind))
+
+
+def _takes_text(kind: Any) -> bool:
+    """Whether any text is of the type `kind`."""
+    return kind is str or any(option is str for option in typing.get_args(kind))
 
 
 def _choices(kind: Any) -> list[str]:

@@ -220,7 +220,7 @@ def by_pseudo_likelihood(
         means = {
             letter: sum(values := next(logps)) / len(values) for letter in question.alternatives
         }
-        best = max(means, key=means.__getitem__)  # of equal ones the first
+        best = _most_probable(question, means)
         tokens = sum(tree.supervised * tree.tokens for tree in row.trees)
         answers.append(Choice(question, best, means, cut=row.cut, tokens=tokens))
     return answers
@@ -315,9 +315,24 @@ def _by_scores(
             remaining = iter(values)
             for i in group:
                 scores = {letter: next(remaining) for letter in rows[i].question.alternatives}
-                best = max(scores, key=scores.__getitem__)  # of equal ones the first
+                best = _most_probable(rows[i].question, scores)
                 answers[i] = _answer(rows[i], best, len(begin), scores=scores)
     return [answers[i] for i in range(len(rows))]
+
+
+def _most_probable(question: Question, scores: Mapping[str, float]) -> str:
+    """The letter of the highest score, of equal ones the first.
+
+    Raises BadInput for a score that is no finite number: the first letter would always win, and a
+    key that stands first would be counted as right.
+    """
+    if not all(map(math.isfinite, scores.values())):
+        raise BadInput(
+            f"{question.where}: the model gives an alternative the log-probability "
+            f"{next(s for s in scores.values() if not math.isfinite(s))}; its weights or its "
+            "precision are broken, use another model.path or model.dtype=fp32"
+        )
+    return max(scores, key=scores.__getitem__)
 
 
 def _by_writing(

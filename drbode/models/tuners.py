@@ -67,6 +67,12 @@ def tuner(model: Any, tuning: Tuning) -> peft.PeftConfig:
                 f"peft.options: {kind} has no option {name}{nearest(name, known)}; expected some "
                 f"of {', '.join(sorted(known))}"
             )
+    if str(options.get("init_lora_weights", "")).startswith("pissa_niter"):
+        raise BadInput(
+            f"peft.options.init_lora_weights: {options['init_lora_weights']} draws at random what "
+            "it takes out of the base, so a saved adapter is another model when it is loaded; set "
+            "it to pissa"
+        )
     idle = [*unreached(model, tuning), *routers(model)]
     targets = default_targets(model, kind, idle)
     values = {

@@ -117,8 +117,9 @@ class RolloutTable:
         """Drops what an interrupted run wrote past the checkpoint that it goes on from."""
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["iteration"] < iteration]
+        # Split at line feeds alone: an answer may hold other separators, such as U+2028.
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        kept = [f"{line}\n" for line in lines if line and json.loads(line)["iteration"] < iteration]
         with whole(self.path) as draft:
             draft.write_text("".join(kept), encoding="utf-8")
 

@@ -178,3 +178,14 @@ def test_a_double_question_is_refused(tmp_path: Any) -> None:
     config = replace(BODINHO, path=str(tmp_path / "q.jsonl"), questions=None)
     with pytest.raises(BadInput, match=r"line 2: is the same question as .*line 1"):
         load_benchmark(config, LABORATORY)
+
+
+@pytest.mark.parametrize("protocol", ["alternatives", "letter"])
+def test_scores_that_are_no_numbers_are_refused(
+    protocol: str, parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest of NaN is the first: a key that stands first would count as right."""
+    logps = parts[0].logps
+    monkeypatch.setattr(parts[0], "logps", lambda *a, **k: logps(*a, **k) * math.nan)
+    with pytest.raises(BadInput, match=r"bodinho test row \d+: the model gives .* nan"):
+        by(parts, protocol, 2)

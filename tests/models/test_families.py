@@ -20,7 +20,7 @@ from drbode.models.generation import generate
 from drbode.models.methods import wrap
 from drbode.models.policy import Policy
 from drbode.trees import pack
-from tests.conftest import asked, words
+from tests.conftest import settings, words
 
 ALTERNATING = ["full_attention", "sliding_attention"] * 6
 WINDOWED = {
@@ -311,7 +311,7 @@ def test_methods_begin_at_the_base_and_reach_every_tensor(family: str, method: s
     rank = ("lora.r=2",) if method == "lora" else ()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        wrap(speaker, asked(f"method={method}", *rank).tuning())
+        wrap(speaker, settings(f"method={method}", *rank).tuning())
     skipped = any("experts, whose weights are one tensor" in str(w.message) for w in said)
     assert skipped == ((family, method) in FUSED)
     speaker.network.eval()
@@ -331,4 +331,4 @@ def test_methods_begin_at_the_base_and_reach_every_tensor(family: str, method: s
 def test_a_method_without_a_place_is_a_sentence(family: str, words: list[str], said: str) -> None:
     speaker = Policy(random_network(shrunk(config_of(family, {}))), None)
     with pytest.raises(BadInput, match=said):
-        wrap(speaker, asked(*words).tuning())
+        wrap(speaker, settings(*words).tuning())

@@ -593,6 +593,7 @@ def test_options_reach_peft() -> None:
         ("P_TUNING", None, "packed trees have no place"),
         ("BITFIT", None, "peft.type: BITFIT is method=bitfit"),
         ("VERA", "{rank: 3}", "peft.options: VERA has no option rank; .* of bias, d_initial"),
+        ("LORA", "{init_lora_weights: pissa_niter_4}", "pissa_niter_4 draws at random .* pissa"),
         ("VERA", "{vera_dropot: 0.1}", "did you mean vera_dropout"),
         ("VERA", "{inference_mode: true}", "VERA has no option inference_mode"),
         ("VERA", "{target_modules: [q_prj]}", "names q_prj, .* did you mean q_proj"),

@@ -552,7 +552,8 @@ def test_the_shipped_encoder_is_small_and_drawn_from_the_seed() -> None:
 
 
 def test_the_door_takes_a_copy_of_bertimbau_through_mlm(local: Path, tmp_path: Path) -> None:
-    (tmp_path / "texts.jsonl").write_text('{"text": "A dengue ocorre. Á dengues o."}\n' * 8)
+    rows = [{"text": f"A dengue{' dengue' * n} ocorre. Á dengues o."} for n in range(8)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = (
         *("stages=mlm", "model=bertimbau", f"model.path={local}", "method=lora", "lora.r=4"),
         *("mlm.nsp=true", "mlm.whole_words=true", "mlm.steps=2", "mlm.data.validation_share=0.25"),

@@ -21,7 +21,7 @@ from drbode.objectives.ppo import adapted_beta
 from drbode.training import module as training
 from drbode.training.context import StageContext
 from drbode.training.ppo import PPOModule, Prompts, updates
-from drbode.training.rollouts import Experience
+from drbode.training.rollouts import Experience, RolloutTable
 from drbode.training.stages import StageResult, run_stage
 from drbode.trees import Tree, pack
 from tests.conftest import run_context, settings, tiny, words
@@ -130,6 +130,15 @@ def bare(config: PpoConfig, reward: Any, folder: Path) -> PPOModule:
         probe=context.probe,
         table=folder / "rollouts.jsonl",
     )
+
+
+def test_a_line_separator_in_an_answer_ends_no_line_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    rows = [{"iteration": n, "answer": "um\u2028dois"} for n in range(3)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    RolloutTable(path).keep_before(2)
+    assert path.read_text(encoding="utf-8") == "".join(lines[:2])
 
 
 def test_the_first_minibatch_of_an_iteration_has_ratio_1(
