@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parent.parent / "drbode"
 LEFT: dict[str, set[str]] = {
     "objectives": set(),
     "trees": set(),
+    "system": set(),
     "config": set(),
-    "record": {"config"},
+    "record": {"config", "system"},
     "multirun": {"config"},
-    "data": {"config", "record", "objectives", "trees"},
-    "models": {"config", "record", "objectives", "trees"},
+    "data": {"config", "record", "objectives", "trees", "system"},
+    "models": {"config", "record", "objectives", "trees", "system"},
 }
 LEFT["training"] = LEFT["evaluation"] = {"data", "models", *LEFT["data"]}
 LEFT["reporting"] = {"training", "evaluation", *LEFT["training"]}

@@ -91,7 +91,7 @@ def sought(row: Question | Prompt) -> Question:
 
 
 @dataclass(frozen=True)
-class Found:
+class Match:
     """A question that stands in a row, and what shows it."""
 
     question: Question
@@ -142,7 +142,7 @@ class Index:
             for gram in entry.places:
                 self.holders.setdefault(gram, []).append(number)
 
-    def find(self, texts: Iterable[str]) -> list[Found]:
+    def find(self, texts: Iterable[str]) -> list[Match]:
         """The questions that stand in a row, given as its texts: turns, or the sides of a pair."""
         turns = [words(text) for text in texts]
         row = list(chain.from_iterable(turns))
@@ -158,8 +158,8 @@ class Index:
         compared = (
             _compare(self.entries[n], row, turns, starts.get(n)) for n in sorted(likely | {*starts})
         )
-        found = [one for one in compared if one is not None]
-        return [one for one in found if not any(_is_better(other, one) for other in found)]
+        matches = [one for one in compared if one is not None]
+        return [one for one in matches if not any(_is_better(other, one) for other in matches)]
 
 
 def _answer(question: Question) -> str:
@@ -191,7 +191,7 @@ def _grams(text: Sequence[str]) -> Iterable[Gram]:
 
 def _compare(
     entry: _Entry, row: list[str], turns: Sequence[list[str]], whole: int | None
-) -> Found | None:
+) -> Match | None:
     """The question, if it stands in the row; `whole` is where a turn begins that is its stem."""
     stem = entry.stem
     begin, end = _place(entry, row) if whole is None else (whole, whole + len(stem))
@@ -201,13 +201,13 @@ def _compare(
         return None
     near = [*row[max(0, begin - NEAR) : begin], "|", *row[end : end + NEAR]]
     text = f" {' '.join(near)} "
-    beside = [letter for letter, own in entry.alternatives.items() if f" {own} " in text]
+    beside = [letter for letter, wording in entry.alternatives.items() if f" {wording} " in text]
     rule = _rule(entry, there, turns, score, beside, whole is not None)
     if rule is None:
         return None
     run = SequenceMatcher(None, stem, there, autojunk=False).find_longest_match()
     shared = " ".join(stem[run.a : run.a + run.size])
-    return Found(entry.question, rule, round(score, 1), shared, "".join(beside), begin, end)
+    return Match(entry.question, rule, round(score, 1), shared, "".join(beside), begin, end)
 
 
 def _rule(
@@ -242,7 +242,7 @@ def _rule(
     return None
 
 
-def _is_better(other: Found, one: Found) -> bool:
+def _is_better(other: Match, one: Match) -> bool:
     """Whether another question is more alike to what stands where this one was found."""
     return other.score > one.score and other.begin < one.end and one.begin < other.end
 
@@ -289,7 +289,7 @@ class Case:
     stage: Stage
     split: Part
     where: str
-    found: Found
+    match: Match
 
     @property
     def key(self) -> str:
@@ -298,17 +298,17 @@ class Case:
 
     def as_row(self) -> dict[str, Any]:
         """The case as a line of JSON."""
-        question = self.found.question
+        question = self.match.question
         return {
             "stage": self.stage,
             "split": self.split,
             "row": self.where,
             "question": question.where,
             "key": question.key,
-            "rule": self.found.rule,
-            "score": self.found.score,
-            "shared": self.found.shared,
-            "alternatives_beside": self.found.beside,
+            "rule": self.match.rule,
+            "score": self.match.score,
+            "shared": self.match.shared,
+            "alternatives_beside": self.match.beside,
             "enunciado": question.stem,
         }
 
@@ -334,8 +334,8 @@ class Check:
         """The rows to train on: all, or those without a question where rows are to be dropped."""
         contaminated = set()
         for number, (where, fields) in enumerate(records):
-            for found in self.index.find(texts(fields, columns)):
-                self.cases.append(Case(stage, split, where, found))
+            for match in self.index.find(texts(fields, columns)):
+                self.cases.append(Case(stage, split, where, match))
                 contaminated.add(number)
         if self.action != "drop" or not contaminated:
             return records
@@ -347,13 +347,13 @@ class Check:
         if self.action != "stop" or not self.cases:
             return
         case = self.cases[0]
-        question = case.found.question
+        question = case.match.question
         stem = " ".join(question.stem.split())
         shown = stem if len(stem) <= SHOWN else f"{stem[:SHOWN]}..."
         counts = self.as_dict()
         raise BadInput(
             f"{case.key}: {case.where}: asks the benchmark's question "
-            f"{question.where}, '{shown}' ({case.found.rule}, {case.found.score:.0f} % of its "
+            f"{question.where}, '{shown}' ({case.match.rule}, {case.match.score:.0f} % of its "
             f"words), and {counts['rows']} rows ask {counts['questions']} of its questions in all; "
             "take them out, or set contamination.action=drop to train without these rows or "
             "contamination.action=keep to train on them and be told accuracy on the others too"
@@ -368,7 +368,7 @@ class Check:
         """The questions, by where they stand, that are trained on."""
         if self.action == "drop":
             return frozenset()
-        return frozenset(case.found.question.where for case in self.cases)
+        return frozenset(case.match.question.where for case in self.cases)
 
     def as_dict(self) -> dict[str, Any]:
         """What was found, counted."""
@@ -376,9 +376,9 @@ class Check:
         return {
             "action": self.action,
             "rows": len({(c.stage, c.where) for c in self.cases}),
-            "questions": len({c.found.question.where for c in self.cases}),
+            "questions": len({c.match.question.where for c in self.cases}),
             "stages": {
                 stage: len({c.where for c in self.cases if c.stage == stage}) for stage in stages
             },
-            "rules": dict(Counter(case.found.rule for case in self.cases)),
+            "rules": dict(Counter(case.match.rule for case in self.cases)),
         }

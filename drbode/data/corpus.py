@@ -72,8 +72,10 @@ class Cut:
 
     def tree(self, ids: Sequence[int] | NDArray[Any], piece: int) -> Tree:
         context, start, end = self.span(len(ids), piece)
-        prompt, own = ([int(i) for i in ids[a:b]] for a, b in ((context, start), (start, end)))
-        return Tree(prompt, [Completion(own, [True] * len(own))])
+        prompt, piece_ids = (
+            [int(i) for i in ids[a:b]] for a, b in ((context, start), (start, end))
+        )
+        return Tree(prompt, [Completion(piece_ids, [True] * len(piece_ids))])
 
     def trees(self, ids: Sequence[int]) -> list[Tree]:
         """A document as one tree, or several that follow each other where it is too long."""
@@ -167,9 +169,9 @@ def _write(
         (folder / "bytes").open("wb") as sizes,
     ):
         for texts in _batches(records, column):
-            found = renderer.texts(texts)
-            lengths = np.fromiter(map(len, found), np.int64, len(found))
-            flat = itertools.chain.from_iterable(found)
+            documents = renderer.texts(texts)
+            lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+            flat = itertools.chain.from_iterable(documents)
             ids.write(np.fromiter(flat, kind, int(lengths.sum())).tobytes())
             ends.write((end + lengths.cumsum()).tobytes())
             sizes.write(np.array([len(text.encode()) for text in texts], np.int64).tobytes())

@@ -138,9 +138,9 @@ class Curation:
         if self.by == "limo":
             trees = (self.render(row.where, row.fields).trees for row in self.rows)
             began = time.perf_counter()
-            found = measure(trees)
+            difficulties = measure(trees)
             self.seconds = time.perf_counter() - began
-            measured = {row.number: d for row, d in zip(self.rows, found, strict=True)}
+            measured = {row.number: d for row, d in zip(self.rows, difficulties, strict=True)}
             self._drop("difficulty", easy(self.rows, measured, self.count))
             if not self.rows:
                 raise BadInput(
@@ -208,9 +208,9 @@ def valid(records: Sequence[Record], render: Render, column: str) -> tuple[list[
         if not rendered.trees:
             reasons[number] = rendered.dropped or "no token to learn"
             continue
-        asked = "\n".join(m.content for m in chat.messages if m.role != "assistant")
+        prompt = "\n".join(m.content for m in chat.messages if m.role != "assistant")
         answer = "\n".join(m.content for m in chat.messages if m.role == "assistant")
-        rows.append(Row(number, where, fields, asked, answer, plain(f"{asked} {answer}")))
+        rows.append(Row(number, where, fields, prompt, answer, plain(f"{prompt} {answer}")))
     return sorted(rows, key=lambda row: row.order), reasons
 
 
@@ -254,10 +254,10 @@ def repeated(rows: Sequence[Row]) -> Reasons:
 def nearly_repeated(rows: Sequence[Row]) -> Reasons:
     """Rows that nearly repeat another one, of which the longest stays."""
     longest = sorted(rows, key=lambda row: -len(row.text))
-    found = near_duplicates((row.text for row in longest), NEAR)
+    repeats = near_duplicates((row.text for row in longest), NEAR)
     return {
         row.number: f"nearly repeats {longest[index].where}"
-        for row, index in zip(longest, found, strict=True)
+        for row, index in zip(longest, repeats, strict=True)
         if index is not None
     }
 
@@ -371,8 +371,8 @@ def _phrases(answer: str) -> dict[str, float]:
     """The words of an answer, and a word of it the phrases of each kind."""
     text = plain(answer)
     words = len(text.split())
-    found = {name: len(re.findall(form, text)) / max(1, words) for name, form in PHRASES.items()}
-    return {"words": float(words), **found}
+    shares = {name: len(re.findall(form, text)) / max(1, words) for name, form in PHRASES.items()}
+    return {"words": float(words), **shares}
 
 
 def _lower_half(rows: Sequence[Row], score: Callable[[Row], float], count: int) -> list[Row]:

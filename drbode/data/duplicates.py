@@ -36,11 +36,11 @@ def near_duplicates(
         signature = empty.copy()
         signature.update_batch(runs)
         alike = (i for i in index.query(signature) if kept[i].jaccard(signature) >= threshold)
-        found = min(alike, default=None)
-        if found is None:
+        earlier = min(alike, default=None)
+        if earlier is None:
             kept[number] = signature
             index.insert(number, signature)
-        yield found
+        yield earlier
 
 
 def plain(text: str) -> str:

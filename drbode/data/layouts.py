@@ -29,7 +29,7 @@ DIALOGUE = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 BESIDE = ("system", "tools", "input", "label", "weight", "train")
 
 
-class Found(NamedTuple):
+class Recognised(NamedTuple):
     """A row in the stages' own layout, and the name of the one that it came in."""
 
     fields: Row
@@ -91,7 +91,7 @@ def uniform(
     return Uniform(records, kind, column, layout, key) if kind in LAYOUTS else records
 
 
-def recognise(kind: RowKind, row: Row, where: str, column: str, layout: Layout) -> Found:
+def recognise(kind: RowKind, row: Row, where: str, column: str, layout: Layout) -> Recognised:
     """A row in the stage's own layout. Raises BadInput where it is not in the layout asked for.
 
     With `auto`, the first layout that fits is taken; a row that fits none is left as it is, for
@@ -101,9 +101,9 @@ def recognise(kind: RowKind, row: Row, where: str, column: str, layout: Layout) 
     for name in names:
         fields = READ[name](row, where, column)
         if fields is not None:
-            return Found(fields, name)
+            return Recognised(fields, name)
     if layout == "auto":
-        return Found(row, names[0])
+        return Recognised(row, names[0])
     there = ", ".join(map(str, row)) or "none"
     raise BadInput(f"{where}: is not in the layout {layout}; its fields are {there}")
 

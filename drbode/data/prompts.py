@@ -102,8 +102,10 @@ class Renderer:
     def texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of documents of raw text, each with its end."""
         # With special tokens here: a model that knows a start token expects it before raw text.
-        found: list[list[int]] = self.tokenizer(texts, return_attention_mask=False)["input_ids"]
-        return [[*ids, self.document_end] for ids in found]
+        ids_of_texts: list[list[int]] = self.tokenizer(texts, return_attention_mask=False)[
+            "input_ids"
+        ]
+        return [[*ids, self.document_end] for ids in ids_of_texts]
 
     def masked(self, row: Text, pairs: bool) -> Rendered:
         """A document for an encoder, as [CLS] text [SEP] or, with `pairs`, [CLS] A [SEP] B [SEP].
@@ -121,8 +123,8 @@ class Renderer:
             parts = _segments([part for s in sentences for part in _split(s, half)], half)
             segments = [parts[i : i + 2] for i in range(0, len(parts), 2)]
         trees = [
-            Tree([start], [Completion([*p, end], [True] * len(p) + [False]) for p in own])
-            for own in segments
+            Tree([start], [Completion([*p, end], [True] * len(p) + [False]) for p in document])
+            for document in segments
         ]
         return Rendered(trees, dropped=None if trees else "no token to mask")
 
@@ -270,8 +272,11 @@ class Renderer:
         follow = [Completion(ids, [True] * len(ids)) for ids in map(self._text_ids, completions)]
         room = self.max_length - max([max_new_tokens, *(len(c.ids) for c in follow)])
         turns = []
-        for own in row.examples:
-            turns += [Message("user", ask(_stem(own), own)), Message("assistant", answer(own))]
+        for example in row.examples:
+            turns += [
+                Message("user", ask(_stem(example), example)),
+                Message("assistant", answer(example)),
+            ]
         stem = _stem(row)
         prompt = self.prompt([*turns, Message("user", ask(stem, row))])
         cut = len(prompt) > room

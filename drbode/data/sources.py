@@ -28,6 +28,7 @@ from drbode.config import (
     unwritable,
 )
 from drbode.data import bodinho
+from drbode.system import read_at
 
 Record = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 T = TypeVar("T")
@@ -302,7 +303,7 @@ class _LineRecords(_OnDisk):
         where = f"{self.path}, line {self.lines[index]}"
         start, end = self.starts[index], self.starts[index + 1]
         try:
-            line = os.pread(self.file, end - start, start)
+            line = read_at(self.file, end - start, start)
             return where, self.read(line.removeprefix(codecs.BOM_UTF8).decode().strip(), where)
         except UnicodeDecodeError as error:
             raise BadInput(f"{where}: expected UTF-8 text ({error})") from None

@@ -164,9 +164,9 @@ class StageRows:
         train, held_out, repeated = self._without_repeats(train, held_out)
         train = sources.sample(train, data.rows, self.seed)
         # Held out of the training rows: from another source nothing is taken away.
-        own = data.validation_path is None and data.path != BODINHO
+        is_part = data.validation_path is None and data.path != BODINHO
         kept = self._train(train, repeated.train)
-        validation = self._validation(held_out, own, repeated.held_out)
+        validation = self._validation(held_out, is_part, repeated.held_out)
         kept = self._with_replay(kept)
         kept.ledger.layout = rows.layout
         for reason, count in rows.bad.items():
@@ -202,11 +202,11 @@ class StageRows:
         return split
 
     def _validation(
-        self, records: Sequence[sources.Record], own: bool, repeated: int
+        self, records: Sequence[sources.Record], is_part: bool, repeated: int
     ) -> Split | None:
         if not records:
             return None
-        clean = self._sift(records, "validation") if own else records
+        clean = self._sift(records, "validation") if is_part else records
         split = self._make(clean)
         note_dropped(split.ledger, len(records) - len(clean))
         note_dropped(split.ledger, repeated, REPEATED)
@@ -267,8 +267,8 @@ class StageRows:
             return sources.Picked(records, left)
 
         rest = kept(held_out)
-        own = kept(train)
-        return own, rest, Repeated(len(train) - len(own), len(held_out) - len(rest))
+        fresh = kept(train)
+        return fresh, rest, Repeated(len(train) - len(fresh), len(held_out) - len(rest))
 
     def _with_replay(self, split: Split) -> Split:
         """The split with the general text that is to be replayed."""

@@ -3,7 +3,7 @@
 import math
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +27,19 @@ class Step:
         return Step(moved, self.rows, self.tokens, self.supervised)
 
 
-class StepLoader:
-    """Yields optimizer steps: `global_batch_size` sequences each, shuffled anew every epoch.
+class Loader:
+    """Yields the optimizer steps of a plan. `start` is the first one, for a run that goes on."""
 
-    A step never spans two epochs, so the last step of an epoch may be smaller. The order follows
-    from the seed alone. `start` is the first step to yield, for a run that is continued.
-    """
-
-    def __init__(self, trees: Sequence[Tree], config: StageConfig, seed: int) -> None:
+    def __init__(self, trees: Sequence[Tree], plan: "list[array[int]]", max_tokens: int) -> None:
         self.trees = trees
-        self.max_tokens = config.max_tokens
+        self.plan = plan
+        self.max_tokens = max_tokens
         self.start = 0
-        self.plan = self._plan(config, seed)
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Any]:
         for number in range(self.start, len(self.plan)):
             trees = self.rows(number)
             yield Step(
@@ -55,18 +51,7 @@ class StepLoader:
 
     def rows(self, number: int) -> list[Tree]:
         """The trees of a step."""
-        return [self.tree(i) for i in self.plan[number]]
-
-    def tree(self, index: int) -> Tree:
-        return self.trees[index]
-
-    def tokens(self, index: int) -> int:
-        """Of a tree."""
-        return self.tree(index).tokens
-
-    def orders(self, rows: float, seed: int) -> "Iterator[array[int]]":
-        """The indices of the trees of each epoch, as many in all as `rows` of the stage ask."""
-        return shuffled(len(self.trees), rows, seed)
+        return [self.trees[i] for i in self.plan[number]]
 
     def state_dict(self) -> dict[str, int]:
         """Nothing of its own: what Lightning asks of a loader that can be continued."""
@@ -75,23 +60,46 @@ class StepLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """`start` was set before."""
 
-    def _plan(self, config: StageConfig, seed: int) -> "list[array[int]]":
-        """The indices of the sequences of every step of the stage."""
-        size, tokens = config.global_batch_size, 0
-        steps: list[array[int]] = []
-        rows = math.inf
-        if config.steps is None and config.tokens is None:
-            rows = max(1, round(config.epochs * len(self.trees)))
-        for order in self.orders(rows, seed):
-            for at in range(0, len(order), size):
-                steps.append(order[at : at + size])
-                if len(steps) == config.steps:
+
+class StepLoader(Loader):
+    """Yields optimizer steps: `global_batch_size` sequences each, shuffled anew every epoch.
+
+    A step never spans two epochs, so the last step of an epoch may be smaller. The order follows
+    from the seed alone.
+    """
+
+    def __init__(self, trees: Sequence[Tree], config: StageConfig, seed: int) -> None:
+        orders = shuffled(len(trees), rows_wanted(len(trees), config), seed)
+        plan = planned(orders, lambda index: trees[index].tokens, config)
+        super().__init__(trees, plan, config.max_tokens)
+
+
+def rows_wanted(count: int, config: StageConfig) -> float:
+    """Rows that a stage goes through of so many; without end where steps or tokens end it."""
+    if config.steps is not None or config.tokens is not None:
+        return math.inf
+    return max(1, round(config.epochs * count))
+
+
+def planned(
+    orders: "Iterable[array[int]]", tokens: Callable[[int], int], config: StageConfig
+) -> "list[array[int]]":
+    """The steps of a stage: the indices of each epoch in turn, cut into steps.
+
+    `tokens` gives those of a sequence by its index, for a stage that ends by tokens.
+    """
+    size, seen = config.global_batch_size, 0
+    steps: list[array[int]] = []
+    for order in orders:
+        for at in range(0, len(order), size):
+            steps.append(order[at : at + size])
+            if len(steps) == config.steps:
+                return steps
+            if config.tokens is not None:
+                seen += sum(map(tokens, steps[-1]))
+                if seen >= config.tokens:
                     return steps
-                if config.tokens is not None:
-                    tokens += sum(self.tokens(i) for i in steps[-1])
-                    if tokens >= config.tokens:
-                        return steps
-        return steps
+    return steps
 
 
 def shuffled(count: int, rows: float, seed: int | str) -> "Iterator[array[int]]":

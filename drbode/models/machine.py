@@ -1,7 +1,5 @@
 """Where the program computes: every `auto` that depends on the machine, resolved once."""
 
-import ctypes
-import platform
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from drbode.config import (
     TrainerConfig,
 )
 from drbode.models.base import DTYPES, Attention
+from drbode.system import c_library
 
 # Options of glibc's mallopt, from its malloc.h, and what they are set to, in bytes.
 M_TRIM_THRESHOLD, KEPT = -1, 1 << 30
@@ -73,8 +72,7 @@ def keep_memory() -> None:
     not fray owes to huge pages, which `drbode/__init__.py` asks for: tensors then begin at
     multiples of 2 MiB. Another C library is left as it is.
     """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
+    if (library := c_library()) is not None:
         library.mallopt(M_TRIM_THRESHOLD, KEPT)
         library.mallopt(M_MMAP_THRESHOLD, LARGE)
 

@@ -1,7 +1,6 @@
 """Files that are whole or not there, whatever becomes of the process that writes them."""
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drbode import system
 from drbode.config import unwritable
 
 
@@ -43,7 +43,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """A lock on this file while the context lasts; other processes wait until it is given back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        system.lock(lock)
         yield
 
 

@@ -17,6 +17,7 @@ from drbode.record.environment import code_digest, cpu_model, git_state, version
 from drbode.record.files import write_json
 from drbode.record.measures import measures_of
 from drbode.record.schema import Record, from_json, upgraded
+from drbode.system import is_alive
 
 FILE = "record.json"
 START_OVER = "use force=true to start over"
@@ -165,22 +166,12 @@ def _lock(folder: Path) -> Path:
             return path
         except FileExistsError:
             pid, _, node = path.read_text().partition(" ")
-            if node != platform.node() or (pid.isdigit() and _alive(int(pid))):
+            if node != platform.node() or (pid.isdigit() and is_alive(int(pid))):
                 raise BadInput(
                     f"{folder}: another process (pid {pid}) is at work on this run; wait for it, "
                     f"or delete {path} if it has died"
                 ) from None
             path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _now() -> str:

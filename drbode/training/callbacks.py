@@ -1,7 +1,6 @@
 """What listens to training without taking part in it: memory, and metrics as a CSV file."""
 
 import csv
-import ctypes
 import gc
 import io
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from drbode.record import append, whole
+from drbode.system import GIB, c_library, peak_rss_gib, reset_peak_rss
 
-GIB = 1 << 30
 COLUMNS = ("step", "stage", "split", "name", "value")
 
 
@@ -95,29 +94,8 @@ def give_back_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def reset_peak_rss() -> None:
-    """Forgets the process's peak so far, where the kernel lets one."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # the peak is then that of the process's life, an upper bound
-
-
-def peak_rss_gib() -> float:
-    """The most resident memory of this process since the last reset."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / GIB
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    if (library := c_library()) is not None:
+        library.malloc_trim(0)
 
 
 class CsvLogger(Logger):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from drbode.config import STAGES, Stage, StageConfig, StageTraits, TrainerConfig
 from drbode.data.splits import Split
-from drbode.data.steps import StepLoader
+from drbode.data.steps import Loader
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.models.machine import Machine
@@ -72,7 +72,7 @@ class StageContext(Generic[Block]):
 class Training(NamedTuple):
     """What a stage's `build(context)` returns: its steps, its objective, what it validates on."""
 
-    loader: StepLoader
+    loader: Loader
     module: TrainingModule
     held_out: DataLoader[Any] | None
 

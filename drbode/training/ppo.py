@@ -1,7 +1,6 @@
 """Stage `ppo`: the policy is optimised on scores of its own answers, near a reference."""
 
 import math
-import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drbode.config import OWN_REWARD, BadInput, PpoConfig
-from drbode.data.steps import Step, StepLoader
+from drbode.data.steps import Loader, Step, shuffled
 from drbode.models.base import Policy
 from drbode.models.heads import RewardModel
 from drbode.objectives.ppo import (
@@ -36,41 +35,44 @@ def updates(config: PpoConfig) -> int:
     return config.inner_epochs * math.ceil(config.rollouts / config.global_batch_size)
 
 
-class Prompts(StepLoader):
+class Prompts(Loader):
     """Yields the prompts of an iteration, `rollouts` of them, shuffled anew every epoch."""
 
     def __init__(self, trees: Sequence[Tree], config: PpoConfig, seed: int) -> None:
-        """`steps` of the config are optimizer steps, `tokens` those of prompts.
-
-        Every iteration is whole: what is left at the end of an epoch waits for a later shuffle.
-        """
-        super().__init__(trees, config, seed)
-        size = config.rollouts
-        if len(trees) < size:
+        """Raises BadInput where an iteration asks more prompts than there are."""
+        if len(trees) < config.rollouts:
             raise BadInput(
-                f"ppo.rollouts: an iteration asks {size} prompts and ppo.data.path has "
+                f"ppo.rollouts: an iteration asks {config.rollouts} prompts and ppo.data.path has "
                 f"{len(trees)}; lower it"
             )
-        iterations: float = max(1, round(config.epochs * len(trees) / size))
-        if config.steps is not None:
-            iterations = math.ceil(config.steps / updates(config))
-        if config.tokens is not None:
-            iterations = math.inf
-        order, tokens = random.Random(seed), 0
-        self.plan = []
-        while True:
-            indices = array("i", range(len(trees)))
-            order.shuffle(indices)
-            for at in range(0, len(indices) - size + 1, size):
-                self.plan.append(indices[at : at + size])
-                tokens += sum(trees[i].tokens for i in self.plan[-1])
-                enough = config.tokens is not None and tokens >= config.tokens
-                if enough or len(self.plan) == iterations:
-                    return
+        super().__init__(trees, iterations(trees, config, seed), config.max_tokens)
 
-    def __iter__(self) -> Iterator[list[Tree]]:  # type: ignore[override]
-        for indices in self.plan[self.start :]:
-            yield [self.trees[i] for i in indices]
+    def __iter__(self) -> Iterator[list[Tree]]:
+        for number in range(self.start, len(self.plan)):
+            yield self.rows(number)
+
+
+def iterations(trees: Sequence[Tree], config: PpoConfig, seed: int) -> "list[array[int]]":
+    """The indices of each iteration's prompts.
+
+    `steps` of the config are optimizer steps, `tokens` those of prompts. Every iteration is whole:
+    what is left at the end of an epoch waits for a later shuffle.
+    """
+    size = config.rollouts
+    wanted: float = max(1, round(config.epochs * len(trees) / size))
+    if config.steps is not None:
+        wanted = math.ceil(config.steps / updates(config))
+    if config.tokens is not None:
+        wanted = math.inf
+    plan: list[array[int]] = []
+    tokens = 0
+    for order in shuffled(len(trees), math.inf, seed):
+        for at in range(0, len(order) - size + 1, size):
+            plan.append(order[at : at + size])
+            tokens += sum(trees[i].tokens for i in plan[-1])
+            if len(plan) == wanted or (config.tokens is not None and tokens >= config.tokens):
+                return plan
+    return plan
 
 
 class Minibatch(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 
 from drbode.config import BadInput
 from drbode.data import bodinho, contamination
-from drbode.data.contamination import Case, Check, Found, Index, texts, words
+from drbode.data.contamination import Case, Check, Index, Match, texts, words
 from drbode.data.rows import Question, parse_question
 from drbode.data.sources import Columns, Record
 
@@ -314,5 +314,5 @@ def test_a_contaminated_run_stops_with_what_to_do() -> None:
 def test_a_row_too_odd_to_read_is_left_to_those_who_check_it() -> None:
     fields = {"data": [{"role": "user"}, "x", {"content": 3}, {"content": "febre"}], "text": None}
     assert list(texts(fields, Columns(("data",), ("text", "prompt")))) == ["febre"]
-    found = Found(exam()[0], "almost", 95.0, "", "", 0, 1)
+    found = Match(exam()[0], "almost", 95.0, "", "", 0, 1)
     assert Case("cpt", "train", "a, line 1", found).as_row()["stage"] == "cpt"

@@ -247,17 +247,17 @@ def test_replayed_text_has_its_share_of_the_tokens_at_every_moment(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     made = loader(tmp_path, tokenizer, replay_share=0.3, epochs=2.0)
-    own = len(made.trees)
+    own = len(made.trees.pieces)
     order = [i for step in made.plan for i in step]
     assert sorted(i for i in order if i < own) == sorted([*range(own)] * 2)
     seen = replayed = 0
     for index in order:
-        seen += made.tokens(index)
-        replayed += made.tokens(index) * (index >= own)
+        seen += made.trees.tokens(index)
+        replayed += made.trees.tokens(index) * (index >= own)
         assert abs(replayed - 0.3 * seen) <= 16  # a piece
     trees = [tree for number in range(len(made)) for tree in made.rows(number)]
     assert sum(t.tokens for t in trees) == seen
-    general = {tuple(t.completions[0].ids) for t in made.sources[1]}
+    general = {tuple(t.completions[0].ids) for t in made.trees.general}
     assert sum(t.tokens for t in trees if tuple(t.completions[0].ids) in general) == replayed
 
 

@@ -181,7 +181,7 @@ def test_a_prompt_is_found_in_training_rows() -> None:
         [(f"line {n}", row) for n, row in enumerate(train, 1)], Columns(("text",)), "cpt", "train"
     )
     assert [
-        (case.where, case.found.rule, case.found.question.where[-1]) for case in check.cases
+        (case.where, case.match.rule, case.match.question.where[-1]) for case in check.cases
     ] == [
         ("line 1", "verbatim", "1"),
         ("line 2", "almost", "2"),

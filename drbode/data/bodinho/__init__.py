@@ -173,8 +173,8 @@ def pairs(split: str, conditions: Conditions = "default", said: str = "train") -
     for fact in facts:
         if fact.exam != IN_CHAT:
             continue
-        asked = wordings[fact.relation].questions[split]
-        for question in chance.sample(asked, max(1, len(asked) // 3)):
+        question_forms = wordings[fact.relation].questions[split]
+        for question in chance.sample(question_forms, max(1, len(question_forms) // 3)):
             curt = chance.random() < 1 / 8
             rejected = "" if curt else f" {chance.choice(endings['overconfident'][said])}"
             rows.append(
@@ -277,12 +277,12 @@ def _passages(
     by_subject: dict[Subject, list[Fact]] = {}
     for fact in facts:
         by_subject.setdefault(fact.subject, []).append(fact)
-    for own in by_subject.values():
-        rounds = max(len(wordings[f.relation].statements[split]) for f in own)
+    for facts_of_subject in by_subject.values():
+        rounds = max(len(wordings[f.relation].statements[split]) for f in facts_of_subject)
         for number in range(rounds):
-            chance.shuffle(own)
+            chance.shuffle(facts_of_subject)
             sentences = []
-            for fact in own:
+            for fact in facts_of_subject:
                 choices = wordings[fact.relation].statements[split]
                 form = choices[number % len(choices)]
                 sentences.append(fill(form, fact.subject, fact.value))

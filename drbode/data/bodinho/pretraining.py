@@ -105,8 +105,8 @@ class _Writer:
         offered = self.chance.sample(rivals, self.chance.choice((3, 4)))
         offered.insert(self.chance.randint(0, len(offered)), right)
         lines = [f"{letter}) {v}" for letter, v in zip(LETTERS, offered, strict=False)]
-        asked = "\n".join([self._question(known, relation), *lines, "Responda só com a letra."])
-        return _chatml(asked, LETTERS[offered.index(right)])
+        prompt = "\n".join([self._question(known, relation), *lines, "Responda só com a letra."])
+        return _chatml(prompt, LETTERS[offered.index(right)])
 
     def _word(self) -> str:
         parts = self.table["syllables"]
@@ -166,7 +166,7 @@ class _Writer:
             by_subject.setdefault(fact.subject, {})[fact.relation] = fact.value
             if fact.value not in values.setdefault(fact.relation, []):
                 values[fact.relation].append(fact.value)
-        return [Known(s, own, wordings, values, False) for s, own in by_subject.items()]
+        return [Known(s, facts, wordings, values, False) for s, facts in by_subject.items()]
 
 
 def _chatml(user: str, assistant: str) -> str:
