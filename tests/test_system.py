@@ -11,8 +11,8 @@ import pytest
 from drbode import record, system
 
 HIDDEN = """
-import sys
-import bitsandbytes, datasets, hydra, lightning, peft, torch, transformers  # who have their own ways
+import sys  # those below have ways of their own
+import bitsandbytes, datasets, hydra, lightning, peft, torch, transformers
 for name in ("fcntl", "resource"):
     sys.modules[name] = None  # an import of it raises, as where it does not exist
 import drbode.train, drbode.evaluate, drbode.report, drbode.api
