@@ -273,6 +273,9 @@ def own_draws() -> Iterator[None]:
 class Totals:
     """Sums over batches, and the number of units they are divided by, once."""
 
+    # Not torchmetrics' MeanMetric: it weighs each value of a batch, where these come summed, and an
+    # objective names its metrics only as it gives them.
+
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.units = 0
