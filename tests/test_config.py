@@ -347,6 +347,11 @@ def test_config_is_read_without_torch() -> None:
         (["benchmark.revision=1f"], ["benchmark.revision: bodinho is no hub id"]),
         (["model.revision=1f"], ["model.revision: bodinho is no hub id"]),
         (["sft.data.path=a.jsonl", "sft.data.split=x"], ["sft.data.split", "which has no splits"]),
+        (["stages=cpt", "cpt.data.layout=messages"], ["cpt.data.layout", "a single layout"]),
+        (
+            ["stages=mlm", "model=bertinho", "mlm.data.layout=alpaca"],
+            ["mlm.data.layout", "a single layout"],
+        ),
         (["benchmark.path=a.json", "benchmark.split=x"], ["benchmark.split", "has no splits"]),
         (["sft.data.validation_share=0.1"], ["sft.data.validation_share", "rows of their own"]),
         (

@@ -30,6 +30,7 @@ NO_SPLITS = "a file, which has no splits"
 NO_COLUMNS = "a .txt file, which has no columns"
 
 Unread = dict[str, str]  # keys that have no effect, and the choice that leaves them without
+RAW_TEXT: Unread = {"data.layout": "rows of raw text, which have a single layout"}
 
 
 def is_rows_file(path: str) -> bool:
@@ -54,7 +55,7 @@ class ModelConfig:
 
 
 # Layouts that rows for training come in; `auto` recognises each row's.
-Layout = Literal[
+RowLayout = Literal[
     "auto",
     "messages",
     "sharegpt",
@@ -77,7 +78,7 @@ class DataConfig:
     validation_share: Annotated[float, Range(0, 0.5)]
     validation_rows: Count | None
     column: str
-    layout: Layout = "auto"
+    layout: RowLayout = "auto"
     bad_rows: Literal["stop", "drop"] = "stop"
 
     def unread(self) -> Unread:
@@ -182,7 +183,7 @@ class CptConfig(StageConfig):
 
     def unread(self) -> Unread:
         replay = {f"replay.{name}": why for name, why in self.replay.unread().items()}
-        return super().unread() | replay
+        return super().unread() | RAW_TEXT | replay
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,9 @@ class MlmConfig(StageConfig):
     whole_words: bool
     nsp: bool
     pseudo_perplexity_rows: CountOrZero
+
+    def unread(self) -> Unread:
+        return super().unread() | RAW_TEXT
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ class StageTraits:
     dropout: bool = True  # False: switched off; policy and reference differ by their weights alone
     aligns: bool = False  # changes how the policy answers: open answers come before and after
     samples: bool = False  # trains on answers that it samples: leaves rollouts beside its weights
-    scores: bool = False  # has its answers scored, by a reward model or a function
     leaves: Literal["policy", "reward model"] = "policy"  # beside a reward model the policy stays
     loss_unit: str = "nats a token"  # of what it minimises
 
@@ -46,7 +45,6 @@ STAGES: dict[str, StageTraits] = {
         dropout=False,
         aligns=True,
         samples=True,
-        scores=True,
         loss_unit="a token",
     ),
 }

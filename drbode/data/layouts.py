@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 from drbode.config import BadInput, RowKind
-from drbode.config.blocks import Layout
+from drbode.config.blocks import RowLayout
 from drbode.data.rows import parse_chat
 from drbode.data.sources import Columns, Picked, Record
 
@@ -33,7 +33,7 @@ class Recognised(NamedTuple):
     """A row in the stages' own layout, and the name of the one that it came in."""
 
     fields: Row
-    layout: Layout
+    layout: RowLayout
 
 
 class Uniform(Sequence[Record]):
@@ -43,7 +43,7 @@ class Uniform(Sequence[Record]):
     """
 
     def __init__(
-        self, records: Sequence[Record], kind: RowKind, column: str, layout: Layout, key: str
+        self, records: Sequence[Record], kind: RowKind, column: str, layout: RowLayout, key: str
     ) -> None:
         if layout != "auto" and layout not in LAYOUTS[kind]:
             raise BadInput(
@@ -85,13 +85,13 @@ class Uniform(Sequence[Record]):
 
 
 def uniform(
-    records: Sequence[Record], kind: RowKind, column: str, layout: Layout, key: str
+    records: Sequence[Record], kind: RowKind, column: str, layout: RowLayout, key: str
 ) -> Sequence[Record]:
     """The records in the layout that a stage reads; raw text is left as it is."""
     return Uniform(records, kind, column, layout, key) if kind in LAYOUTS else records
 
 
-def recognise(kind: RowKind, row: Row, where: str, column: str, layout: Layout) -> Recognised:
+def recognise(kind: RowKind, row: Row, where: str, column: str, layout: RowLayout) -> Recognised:
     """A row in the stage's own layout. Raises BadInput where it is not in the layout asked for.
 
     With `auto`, the first layout that fits is taken; a row that fits none is left as it is, for
@@ -335,7 +335,7 @@ def _answered(turns: list[Row]) -> list[Row]:
     return turns if not turns or turns[-1]["content"] else turns[:-1]
 
 
-READ: dict[Layout, Callable[[Row, str, str], Row | None]] = {
+READ: dict[RowLayout, Callable[[Row, str, str], Row | None]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
@@ -345,8 +345,8 @@ READ: dict[Layout, Callable[[Row, str, str], Row | None]] = {
     "hh": _hh,
     "unpaired": _unpaired,
 }
-PREFERENCES: tuple[Layout, ...] = ("hh", "unpaired", "pairs", "implicit_prompt")
-LAYOUTS: dict[RowKind, tuple[Layout, ...]] = {
+PREFERENCES: tuple[RowLayout, ...] = ("hh", "unpaired", "pairs", "implicit_prompt")
+LAYOUTS: dict[RowKind, tuple[RowLayout, ...]] = {
     "chat": ("messages", "sharegpt", "alpaca", "prompt_completion"),
     "pair": PREFERENCES,
     "prompt": ("pairs", "hh", "implicit_prompt"),
